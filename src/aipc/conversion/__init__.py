@@ -1,0 +1,1 @@
+"""A checkpoint becomes a folder that a runtime takes: read, quantise, write, and forget."""

@@ -1,0 +1,1 @@
+"""One file a runtime: token ids in, token ids out."""

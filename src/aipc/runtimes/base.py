@@ -1,0 +1,71 @@
+"""What every runtime is to the rest of aipc: token ids in, token ids out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from aipc.types import Sampling
+
+
+@runtime_checkable
+class Session(Protocol):
+    """A model loaded on one device.
+
+    device           the exact word for the device that computes, such as "CPU", "GPU.0" or "NPU"
+    precision        of the weights and the arithmetic, for people, such as "int4" or "fp16, exact"
+    context_length   most tokens of prompt and answer together
+    """
+
+    device: str
+    precision: str
+    context_length: int
+
+    def generate(self, prompt: Sequence[int], sampling: Sampling) -> Iterator[int]:
+        """Yield the ids that follow `prompt`, each as soon as it exists.
+
+        The iterator ends after the first of `sampling.stop_ids`, which it yields, or after
+        `max_new_tokens`, or when the context is full. Closing it stops the work. A request that
+        cannot be served raises before the first id. Where the runtime takes several streams at
+        once, so may this be called; else a second call waits for the first.
+
+        raises   PromptTooLongError, RuntimeFailedError
+        """
+
+    def close(self) -> None:
+        """Free the device; every running stream ends with RuntimeFailedError."""
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeInfo:
+    """What a runtime is and needs, readable without importing it.
+
+    name         the word for --runtime
+    module       holds its Session, loaded with `open_session(folder, device, **options)`
+    extra        the extra of aipc that installs it
+    packages     the top-level modules it imports
+    model_file   a folder that holds this file is for this runtime
+    devices      kinds of device it reaches, as the first part of a device word
+    """
+
+    name: str
+    title: str
+    module: str
+    extra: str
+    packages: tuple[str, ...]
+    model_file: str
+    devices: tuple[str, ...]
+
+
+OPENVINO = RuntimeInfo(
+    name="openvino",
+    title="OpenVINO GenAI",
+    module="aipc.runtimes.openvino",
+    extra="openvino",
+    packages=("openvino", "openvino_genai"),
+    model_file="openvino_model.xml",
+    devices=("NPU", "GPU", "CPU"),
+)
+
+RUNTIMES: dict[str, RuntimeInfo] = {info.name: info for info in (OPENVINO,)}

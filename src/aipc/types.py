@@ -1,0 +1,127 @@
+"""The values that travel between the rooms: plain, frozen, standard library only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from aipc.errors import UsageError
+
+FinishReason = Literal["stop", "length", "cancelled"]
+
+ROLES = ("system", "user", "assistant")
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: str
+    content: str
+
+    @classmethod
+    def parse(cls, value: Message | Mapping[str, object]) -> Message:
+        """A message from a role/content mapping, as OpenAI's clients write it.
+
+        raises   UsageError for an unknown role or a content that is not text
+        """
+        if isinstance(value, Message):
+            return value
+        if not isinstance(value, Mapping):
+            raise UsageError(
+                f"a message is a mapping with 'role' and 'content', not {type(value).__name__}",
+                hint='for example {"role": "user", "content": "Hello"}',
+            )
+        role, content = value.get("role"), value.get("content")
+        if role not in ROLES:
+            raise UsageError(f"a message has the role {role!r}; possible are {', '.join(ROLES)}")
+        if not isinstance(content, str):
+            raise UsageError(f"the content of a {role} message is {type(content).__name__}, not text")
+        return cls(str(role), content)
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the next token is chosen, and when to stop.
+
+    temperature          0 is greedy; otherwise logits are divided by it
+    top_p, top_k         1.0 and 0 switch them off
+    repetition_penalty   1.0 switches it off
+    seed                 None draws one
+    stop_ids             generation ends with the first of these, which is the last id given out
+    """
+
+    max_new_tokens: int = 1024
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+    stop_ids: frozenset[int] = frozenset()
+
+    def __post_init__(self) -> None:
+        checks = (
+            ("max_new_tokens", self.max_new_tokens, self.max_new_tokens >= 1, "at least 1"),
+            ("temperature", self.temperature, 0.0 <= self.temperature <= 100.0, "between 0 and 100"),
+            ("top_p", self.top_p, 0.0 < self.top_p <= 1.0, "above 0 and at most 1"),
+            ("top_k", self.top_k, self.top_k >= 0, "0 (off) or more"),
+            (
+                "repetition_penalty",
+                self.repetition_penalty,
+                0.0 < self.repetition_penalty <= 100.0,
+                "above 0 and at most 100",
+            ),
+        )
+        for name, value, good, rule in checks:
+            if not good:
+                raise UsageError(f"{name} is {value}; it must be {rule}")
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the most likely token is always taken."""
+        return self.temperature == 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """What one answer took. Unknown is None, never 0.
+
+    load_s      from the call of load() to a session that is warm
+    ttft_s      from the call to the first token
+    tpot_s      mean time of each later token
+    """
+
+    prompt_tokens: int
+    generated_tokens: int
+    load_s: float
+    ttft_s: float | None
+    tpot_s: float | None
+    device: str
+    runtime: str
+    precision: str
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """Decode rate: prefill is not in it."""
+        return 1.0 / self.tpot_s if self.tpot_s else None
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A piece of an answer. The last one carries the reason for the end, and the statistics."""
+
+    text: str
+    token_ids: tuple[int, ...] = ()
+    finish_reason: FinishReason | None = None
+    stats: Stats | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A whole answer."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    stats: Stats
