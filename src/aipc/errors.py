@@ -20,6 +20,9 @@ possible; a hint says what to do.
 from __future__ import annotations
 
 import importlib
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 
 
@@ -114,14 +117,30 @@ class RuntimeFailedError(AipcError):
 
 
 def require(module: str, extra: str) -> ModuleType:
-    """Import `module`, which the extra `extra` of aipc installs.
+    """Import `module`, which the extra `extra` of aipc installs, without the telemetry it may bring.
 
     raises   MissingExtraError if it, or something it imports, is not installed
     """
     try:
-        return importlib.import_module(module)
+        with _without_openvino_telemetry():
+            return importlib.import_module(module)
     except ImportError as exc:
         raise MissingExtraError(
             f"this needs the package {module!r}, which could not be imported ({exc})",
             hint=f'pip install "aipc[{extra}]"',
         ) from exc
+
+
+@contextmanager
+def _without_openvino_telemetry() -> Iterator[None]:
+    """Importing openvino reports to Google Analytics, unless the package that does so is missing."""
+    name = "openvino_telemetry"
+    if name in sys.modules:
+        yield
+        return
+    # With None in its place, an import of it raises ImportError.
+    sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[name]

@@ -1,0 +1,164 @@
+"""The way of a weight: read, quantise, write, forget; block by block, in a few threads."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from aipc import __version__
+from aipc.conversion.checkpoint import Checkpoint
+from aipc.conversion.folder import refuse_taken, staged_folder
+from aipc.conversion.openvino_ir import OpenVINOWriter
+from aipc.conversion.openvino_tokenizer import write_openvino_tokenizer
+from aipc.conversion.quantize import quantize
+from aipc.conversion.recipe import Recipe, is_ranked, make_recipe, sensitivity
+from aipc.errors import SchemeError
+from aipc.manifest import Manifest, SourceRecord, fingerprint, hash_files
+from aipc.phi3 import Phi3Config, WeightSpec
+from aipc.types import Progress
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+# About what a core's cache holds; also what bounds the memory of a conversion.
+BLOCK_ELEMENTS = 2**20
+
+_TEXT_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Rows of a weight that are handled at once."""
+
+    spec: WeightSpec
+    rows: slice
+
+    @property
+    def elements(self) -> int:
+        """How many numbers the block holds."""
+        rows: int = self.rows.stop - self.rows.start
+        return rows * (self.spec.elements // self.spec.shape[0])
+
+
+def convert_checkpoint(
+    checkpoint_folder: Path,
+    out: Path,
+    *,
+    name: str,
+    revision: str | None = None,
+    weight_format: str = "int4",
+    group_size: int | None = None,
+    sym: bool = True,
+    ratio: float = 1.0,
+    progress: Callable[[Progress], None] | None = None,
+) -> Recipe:
+    """Write the checkpoint in `checkpoint_folder` as a folder for OpenVINO at `out`.
+
+    name, revision   of the source, for the record
+    progress         called after every block, from this thread
+    returns          the recipe, whose notes say what was decided
+    raises           CheckpointError, UnsupportedModelError, SchemeError, StorageError; nothing is left
+                     of `out` then
+    """
+    refuse_taken(out)
+    config = Phi3Config.read(checkpoint_folder)
+    checkpoint = Checkpoint.open(checkpoint_folder)
+    checkpoint.require(config.weights())
+    mixed = weight_format == "int4" and 0.0 < ratio < 1.0
+    scores = _sensitivities(checkpoint, config) if mixed else None
+    recipe = make_recipe(
+        config, weight_format=weight_format, group_size=group_size, sym=sym, ratio=ratio, scores=scores
+    )
+    with staged_folder(out, recipe.nbytes(config.weights())) as staging:
+        _copy_texts(checkpoint_folder, staging)
+        write_openvino_tokenizer(checkpoint_folder, staging)
+        with OpenVINOWriter(staging, config, recipe) as writer:
+            write_weights(checkpoint, config, recipe, [writer], progress)
+        source = SourceRecord(name, revision, fingerprint(checkpoint_folder, revision=revision))
+        files = hash_files(staging)
+        Manifest(source, recipe.describe(), "openvino", files, __version__).write(staging)
+    return recipe
+
+
+def write_weights(
+    checkpoint: Checkpoint,
+    config: Phi3Config,
+    recipe: Recipe,
+    writers: Sequence[OpenVINOWriter],
+    progress: Callable[[Progress], None] | None = None,
+) -> None:
+    """Bring every weight of the checkpoint, quantised once, into every writer."""
+
+    def carry(block: Block) -> Block:
+        weight = checkpoint.read(block.spec.name, block.rows)
+        try:
+            packed = quantize(weight, recipe.scheme_for(block.spec))
+        except SchemeError as exc:
+            raise SchemeError(f"{block.spec.name}: {exc.message}", exc.hint) from exc
+        for writer in writers:
+            writer.add(block.spec, block.rows.start, packed)
+        return block
+
+    total = sum(checkpoint.tensors[spec.name].nbytes for spec in config.weights())
+    done = 0
+    for block in _in_threads(carry, _blocks(config.weights())):
+        done += checkpoint.tensors[block.spec.name].nbytes * block.elements // block.spec.elements
+        if progress is not None:
+            progress(Progress(block.spec.name, done, total))
+
+
+def _blocks(specs: Iterable[WeightSpec]) -> Iterator[Block]:
+    """Row blocks with an even number of rows, so that each starts at a whole byte of 4-bit codes."""
+    for spec in specs:
+        rows = spec.shape[0]
+        columns = spec.elements // rows
+        step = max(2, BLOCK_ELEMENTS // columns // 2 * 2)
+        for start in range(0, rows, step):
+            yield Block(spec, slice(start, min(start + step, rows)))
+
+
+def _sensitivities(checkpoint: Checkpoint, config: Phi3Config) -> dict[str, float]:
+    """How much each matrix would lose, by name: an extra reading of the checkpoint."""
+    specs = [spec for spec in config.weights() if is_ranked(spec)]
+
+    def score(spec: WeightSpec) -> float:
+        return sensitivity(checkpoint.read(spec.name, block.rows) for block in _blocks([spec]))
+
+    return dict(zip((spec.name for spec in specs), _in_threads(score, specs), strict=True))
+
+
+def _in_threads(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """`work` on each item, in order, with a few under way at a time; numpy lets go of the GIL."""
+    threads = os.cpu_count() or 1
+    pending: deque[Future[R]] = deque()
+    with ThreadPoolExecutor(threads, thread_name_prefix="aipc-convert") as pool:
+        try:
+            for item in items:
+                pending.append(pool.submit(work, item))
+                if len(pending) > 2 * threads:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+def _copy_texts(source: Path, target: Path) -> None:
+    for name in _TEXT_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)

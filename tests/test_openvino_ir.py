@@ -1,0 +1,162 @@
+"""The written IR computes what the numpy reference does on the same dequantised weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+import pytest
+from openvino._offline_transformations import paged_attention_transformation
+
+from aipc.conversion.checkpoint import Checkpoint
+from aipc.conversion.convert import write_weights
+from aipc.conversion.openvino_ir import MODEL_FILE, WEIGHTS_FILE, OpenVINOWriter
+from aipc.conversion.quantize import dequantize, quantize
+from aipc.conversion.recipe import Recipe, make_recipe
+from aipc.phi3 import Phi3Config
+from aipc.runtimes.reference import ReferenceSession
+from checkpoints import GQA, PARTIAL, TIED, TINY, WINDOW, write_checkpoint
+
+FLOAT32 = {
+    "INFERENCE_PRECISION_HINT": "f32",
+    "KV_CACHE_PRECISION": "f32",
+    "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
+}
+RECIPES: dict[str, dict[str, Any]] = {
+    "fp16": {"weight_format": "fp16"},
+    "int8_sym": {"weight_format": "int8", "sym": True},
+    "int8_asym": {"weight_format": "int8", "sym": False},
+    "int4_sym_g64": {"group_size": 64},
+    "int4_asym_g32": {"group_size": 32, "sym": False},
+    "int4_sym_channel_wise": {"group_size": -1},
+    "int4_asym_channel_wise": {"group_size": -1, "sym": False},
+}
+SHAPES = {"mha": TINY, "gqa": GQA, "tied": TIED, "window": WINDOW, "partial": PARTIAL}
+PROMPT = [int(token) for token in np.random.default_rng(7).integers(3, 300, 24)]
+
+
+class Written:
+    """A model written to a folder, and the numbers that the folder stands for."""
+
+    def __init__(self, folder: Path, shape: Mapping[str, Any], recipe_words: Mapping[str, Any]) -> None:
+        self.weights = write_checkpoint(folder / "checkpoint", shape, dtype="F16")
+        self.config = Phi3Config.read(folder / "checkpoint")
+        self.recipe: Recipe = make_recipe(self.config, **recipe_words)
+        self.folder = folder / "ir"
+        self.folder.mkdir()
+        with OpenVINOWriter(self.folder, self.config, self.recipe) as writer:
+            write_weights(Checkpoint.open(folder / "checkpoint"), self.config, self.recipe, [writer])
+
+    def reference(self) -> ReferenceSession:
+        stored = {}
+        for spec in self.config.weights():
+            scheme = self.recipe.scheme_for(spec)
+            weight = self.weights[spec.name]
+            stored[spec.name] = dequantize(quantize(weight, scheme)) if scheme else weight
+        return ReferenceSession(self.config, stored)
+
+    def logits(self, *pieces: list[int]) -> np.ndarray:
+        """Logits of every token, fed in pieces through the cache."""
+        core = ov.Core()
+        compiled = core.compile_model(core.read_model(self.folder / MODEL_FILE), "CPU", FLOAT32)
+        request = compiled.create_infer_request()
+        outputs, start = [], 0
+        for piece in pieces:
+            end = start + len(piece)
+            inputs = {
+                "input_ids": np.array([piece]),
+                "attention_mask": np.ones((1, end), np.int64),
+                "position_ids": np.arange(start, end)[None],
+                "beam_idx": np.zeros(1, np.int32),
+            }
+            outputs.append(request.infer(inputs)["logits"][0])
+            start = end
+        return np.concatenate(outputs)
+
+
+def assert_same_logits(got: np.ndarray, expected: np.ndarray) -> None:
+    assert np.abs(got - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("words", RECIPES.values(), ids=RECIPES.keys())
+def test_every_scheme_computes_what_its_codes_say(tmp_path: Path, words: dict[str, Any]) -> None:
+    written = Written(tmp_path, TINY, words)
+    assert_same_logits(written.logits(PROMPT), written.reference().logits(PROMPT))
+
+
+@pytest.mark.parametrize("words", [RECIPES["fp16"], RECIPES["int4_sym_g64"]], ids=["fp16", "int4"])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+def test_every_shape_in_one_piece_and_through_the_cache(
+    tmp_path: Path, shape: dict[str, Any], words: dict[str, Any]
+) -> None:
+    written = Written(tmp_path, shape, words)
+    expected = written.reference().logits(PROMPT)
+    assert_same_logits(written.logits(PROMPT), expected)
+    assert_same_logits(written.logits(PROMPT[:10], PROMPT[10:13], *[[t] for t in PROMPT[13:]]), expected)
+
+
+def test_left_padding_changes_nothing(tmp_path: Path) -> None:
+    """The NPU pipeline pads: positions, the window and the mask must not count the padding."""
+    written = Written(tmp_path, WINDOW, RECIPES["fp16"])
+    core = ov.Core()
+    compiled = core.compile_model(core.read_model(written.folder / MODEL_FILE), "CPU", FLOAT32)
+    padding = 5
+    mask = np.array([[0] * padding + [1] * len(PROMPT)])
+    inputs = {
+        "input_ids": np.array([[0] * padding + PROMPT]),
+        "attention_mask": mask,
+        "position_ids": np.maximum(np.cumsum(mask, axis=1) - 1, 0),
+        "beam_idx": np.zeros(1, np.int32),
+    }
+    got = compiled(inputs)["logits"][0, padding:]
+    assert_same_logits(got, written.reference().logits(PROMPT))
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+def test_paged_attention_takes_the_graph(tmp_path: Path, shape: dict[str, Any]) -> None:
+    written = Written(tmp_path, shape, RECIPES["fp16"])
+    model = ov.Core().read_model(written.folder / MODEL_FILE)
+    paged_attention_transformation(model)
+    names = [node.get_type_name() for node in model.get_ordered_ops()]
+    assert names.count("PagedAttentionExtension") == written.config.layers
+    assert "ScaledDotProductAttention" not in names
+    assert "attention_mask" not in {node.get_friendly_name() for node in model.get_parameters()}
+
+
+@pytest.mark.parametrize("shape", [GQA, WINDOW], ids=["gqa", "window"])
+def test_the_plugin_fuses_what_it_can(tmp_path: Path, shape: dict[str, Any]) -> None:
+    written = Written(tmp_path, shape, RECIPES["int4_sym_g64"])
+    core = ov.Core()
+    compiled = core.compile_model(core.read_model(written.folder / MODEL_FILE), "CPU")
+    nodes = compiled.get_runtime_model().get_ordered_ops()
+    kinds = [node.get_rt_info()["layerType"].astype(str) for node in nodes]
+    layers = written.config.layers
+    assert kinds.count("RMS") == 2 * layers + 1
+    assert kinds.count("RoPE") == 2 * layers
+    assert kinds.count("ScaledDotProductAttention") == layers
+    assert kinds.count("FullyConnected") == 4 * layers + 1
+
+
+def test_names_are_unique(tmp_path: Path) -> None:
+    written = Written(tmp_path, TIED, RECIPES["int4_sym_g64"])
+    names = [node.get_friendly_name() for node in ov.Core().read_model(written.folder / MODEL_FILE).get_ops()]
+    assert len(names) == len(set(names))
+
+
+def test_a_tied_matrix_is_stored_once(tmp_path: Path) -> None:
+    tied = Written(tmp_path / "tied", TIED, RECIPES["fp16"])
+    untied = Written(tmp_path / "untied", TINY, RECIPES["fp16"])
+    head_bytes = 2 * tied.config.vocab_size * tied.config.hidden_size
+    sizes = [(written.folder / WEIGHTS_FILE).stat().st_size for written in (untied, tied)]
+    assert sizes[0] - sizes[1] >= head_bytes
+
+
+def test_the_model_says_how_its_weights_are_compressed(tmp_path: Path) -> None:
+    """The NPU pipeline reads the group size: -1 makes it quantise activations dynamically."""
+    written = Written(tmp_path, TINY, RECIPES["int4_sym_channel_wise"])
+    model = ov.Core().read_model(written.folder / MODEL_FILE)
+    assert model.get_rt_info(["nncf", "weight_compression", "mode"]).astype(str) == "int4_sym"
+    assert model.get_rt_info(["nncf", "weight_compression", "group_size"]).astype(str) == "-1"
