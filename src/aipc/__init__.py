@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+TYPE_CHECKING = False  # type checkers know the name; importing typing costs half an interpreter's start
 
 if TYPE_CHECKING:
-    from aipc.conversion import convert
+    from typing import Any
+
     from aipc.model import Model, load
+    from aipc.prepare import convert
 
 __version__ = "0.1.0"
 
 __all__ = ["Model", "__version__", "convert", "load"]
 
-_HOMES = {"load": "aipc.model", "Model": "aipc.model", "convert": "aipc.conversion"}
+_HOMES = {"load": "aipc.model", "Model": "aipc.model", "convert": "aipc.prepare"}
 
 
 def __getattr__(name: str) -> Any:

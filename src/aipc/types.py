@@ -125,3 +125,15 @@ class Completion:
     token_ids: tuple[int, ...]
     finish_reason: FinishReason
     stats: Stats
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a long piece of work is: a download or a conversion.
+
+    tensor   what is being worked on: a tensor of the checkpoint, or a file
+    """
+
+    tensor: str
+    done_bytes: int
+    total_bytes: int

@@ -1,0 +1,231 @@
+"""What a person sees: answers on stdout, everything else on stderr. Only this module knows rich."""
+
+from __future__ import annotations
+
+import errno
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TextIO
+
+from aipc.errors import AipcError, StorageError
+from aipc.types import Progress
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+SECONDS_BETWEEN_LINES = 10.0
+
+# A model's words must not steer the terminal: of the control characters only tab and newline pass.
+_CONTROL = dict.fromkeys([*range(32), *range(127, 160)], "\N{REPLACEMENT CHARACTER}")
+del _CONTROL[ord("\t")], _CONTROL[ord("\n")]
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether a person sits at the other end of a standard stream, which may be absent."""
+    return stream is not None and not stream.closed and stream.isatty()
+
+
+def write_answer(text: str) -> None:
+    """Show a piece of an answer at once.
+
+    raises   BrokenPipeError if the reader has gone, StorageError if the file it goes to is full
+    """
+    if is_terminal(sys.stdout):
+        text = text.translate(_CONTROL)
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as exc:
+        if exc.errno == errno.EINVAL:  # how Windows says that the reader of a pipe has gone
+            raise BrokenPipeError from exc
+        raise StorageError(f"the answer could not be written: {exc.strerror or exc}") from exc
+
+
+def note(text: str) -> None:
+    """Say a sentence beside the answer."""
+    _say(text, style="dim")
+
+
+def report_error(exc: Exception, *, verbose: bool) -> int:
+    """Show an error in two lines, after its traceback if `verbose`, and return its exit code."""
+    if verbose:
+        traceback.print_exception(exc, file=sys.stderr)
+    if isinstance(exc, AipcError):
+        message, hint, code = exc.message, exc.hint, exc.exit_code
+    else:
+        message = f"aipc itself has failed, with {type(exc).__name__}: {exc}"
+        hint = "report what aipc --verbose shows for the same command"
+        code = AipcError.exit_code
+    _say(_one_line(message), label="error: ")
+    if hint:
+        _say(_one_line(hint), label="hint: ")
+    return code
+
+
+def ask(prompt: str) -> str:
+    """A line from the person at the terminal, with line editing where readline stands behind input().
+
+    raises   EOFError at Ctrl+D (Ctrl+Z and Enter on Windows)
+    """
+    if is_terminal(sys.stdout):
+        return input(prompt)
+    sys.stderr.write(prompt)
+    sys.stderr.flush()
+    return input()
+
+
+def end_line() -> None:
+    """Leave a line at which ask() was broken off."""
+    stream = sys.stdout if is_terminal(sys.stdout) else sys.stderr
+    stream.write("\n")
+    stream.flush()
+
+
+def discarded_line() -> bool:
+    """Whether Ctrl+C at ask() threw words away, as far as readline tells."""
+    readline = sys.modules.get("readline")
+    return bool(readline and readline.get_line_buffer())
+
+
+@contextmanager
+def progress(title: str) -> Iterator[Callable[[Progress], None]]:
+    """Show on stderr how far a work is: a bar on a terminal, elsewhere a line now and then."""
+    if is_terminal(sys.stderr):
+        with _bar(title) as update:
+            yield update
+    else:
+        note(title)
+        yield SparseLines(note, time.monotonic)
+
+
+class Pace:
+    """The speed of a work and what is left of it, from the reports so far."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._last: Progress | None = None
+        self._start_s = self._start_bytes = 0.0
+
+    def take(self, now: Progress) -> None:
+        """Take the next report, which may be the first of another piece of work."""
+        last, self._last = self._last, now
+        if last is None or last.total_bytes != now.total_bytes or now.done_bytes < last.done_bytes:
+            self._start_s, self._start_bytes = self._clock(), now.done_bytes
+
+    def bytes_per_s(self) -> float | None:
+        """Since this piece of work began; None until two reports lie apart."""
+        elapsed_s = self._clock() - self._start_s
+        if self._last is None or elapsed_s <= 0 or self._last.done_bytes <= self._start_bytes:
+            return None
+        return (self._last.done_bytes - self._start_bytes) / elapsed_s
+
+    def left_s(self) -> float | None:
+        """Until this piece of work is done, if it goes on like this."""
+        speed = self.bytes_per_s()
+        return (self._last.total_bytes - self._last.done_bytes) / speed if self._last and speed else None
+
+
+class SparseLines:
+    """Progress for a log: one line each SECONDS_BETWEEN_LINES, none for what takes less."""
+
+    def __init__(self, write: Callable[[str], None], clock: Callable[[], float]) -> None:
+        self._write = write
+        self._clock = clock
+        self._pace = Pace(clock)
+        self._next_s = clock() + SECONDS_BETWEEN_LINES
+
+    def __call__(self, now: Progress) -> None:
+        self._pace.take(now)
+        if self._clock() < self._next_s:
+            return
+        self._next_s = self._clock() + SECONDS_BETWEEN_LINES
+        speed, left_s = self._pace.bytes_per_s(), self._pace.left_s()
+        parts = [
+            f"{100 * now.done_bytes // max(now.total_bytes, 1)} % of {size(now.total_bytes)}",
+            now.tensor,
+            f"{size(speed)}/s" if speed else "",
+            f"{left_s:.0f} s left" if left_s is not None else "",
+        ]
+        self._write(" · ".join(part for part in parts if part))
+
+
+@contextmanager
+def _bar(title: str) -> Iterator[Callable[[Progress], None]]:
+    from rich import progress as bars
+    from rich.table import Column
+
+    name = bars.TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True))
+    columns = (
+        name,
+        bars.BarColumn(16),
+        bars.TextColumn("{task.fields[pace]}", table_column=Column(no_wrap=True)),
+    )
+    pace = Pace(time.monotonic)
+    with bars.Progress(*columns, console=_console(), transient=True, expand=True) as display:
+        task = display.add_task(title, total=None, pace="")
+
+        def update(now: Progress) -> None:
+            pace.take(now)
+            if now.done_bytes >= now.total_bytes:  # a start, or an end after which a compile has no measure
+                description = title if now.total_bytes else now.tensor
+                display.update(task, description=description, total=None, pace="")
+                return
+            speed, left_s = pace.bytes_per_s(), pace.left_s()
+            words = f"{size(now.done_bytes)} of {size(now.total_bytes)}"
+            if speed and left_s is not None:
+                words = f"{words} · {size(speed)}/s · {clock_time(left_s)}"
+            display.update(
+                task,
+                description=_short(now.tensor),
+                completed=now.done_bytes,
+                total=now.total_bytes,
+                pace=words,
+            )
+
+        yield update
+
+
+def size(count: float) -> str:
+    """Bytes for people, in powers of ten: "2.1 GB"."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
+def clock_time(seconds: float) -> str:
+    """Seconds for people: "1:05"."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def _short(tensor: str) -> str:
+    """The part of a tensor's name that tells it from others."""
+    return tensor.removeprefix("model.").removesuffix(".weight")
+
+
+def _one_line(text: str) -> str:
+    return " ".join("".join(char if char.isprintable() else " " for char in text).split())
+
+
+def _say(text: str, *, label: str = "", style: str = "") -> None:
+    if is_terminal(sys.stderr):
+        from rich.text import Text
+
+        _console().print(Text.assemble((label, "bold"), (text, style)), soft_wrap=True)
+    elif sys.stderr is not None:
+        sys.stderr.write(f"{label}{text}\n")
+        sys.stderr.flush()
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False)

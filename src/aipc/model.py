@@ -1,0 +1,249 @@
+"""A model that answers: a folder, its text, and a session on a device."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from aipc import plan, prepare
+from aipc.errors import DeviceError, SchemeError, UsageError
+from aipc.runtimes.base import Session
+from aipc.text import StopFilter, Text
+from aipc.types import Chunk, Completion, FinishReason, Message, Progress, Sampling, Stats
+
+Prompt = str | Sequence[int] | Sequence[Message | Mapping[str, object]]
+
+
+def load(
+    source: str | Path,
+    device: str = "auto",
+    runtime: str | None = None,
+    *,
+    exact: bool = False,
+    properties: Mapping[str, object] | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> Model:
+    """A model, ready to answer.
+
+    source      an alias, a hub id, a checkpoint folder (converted once, then cached) or a converted folder
+    device      "auto", "NPU", "GPU", "GPU.1", "CPU"
+    runtime     None for the one that suits the folder and the device
+    exact       float32 arithmetic; with unquantised weights, the tokens are those of float32
+    properties  for the runtime below, in its own words; they win over ours
+    raises      ModelNotFoundError, CheckpointError, UnsupportedModelError, DeviceError, StorageError,
+                MissingExtraError
+    """
+    started = time.perf_counter()
+    candidates = plan.make_plan(device, runtime, exact=exact)
+    ready = prepare.ready_model(source, candidates.runtime, progress)
+    text = Text.load(ready.folder)
+    session, notes = _open_first(candidates, ready, exact=exact, properties=properties)
+    return Model(
+        ready.name,
+        text,
+        session,
+        runtime=candidates.runtime.title,
+        load_s=time.perf_counter() - started,
+        notes=notes,
+    )
+
+
+def _open_first(
+    candidates: plan.Plan,
+    ready: prepare.ReadyModel,
+    *,
+    exact: bool,
+    properties: Mapping[str, object] | None,
+) -> tuple[Session, list[str]]:
+    """A session on the first device that takes the model, and why the earlier ones did not."""
+    notes: list[str] = []
+    runtime = plan.runtime_module(candidates.runtime)
+    for device in candidates.devices:
+        try:
+            session: Session = runtime.open_session(
+                ready.folder,
+                device.word,
+                exact=exact,
+                properties=properties,
+                compiled_dir=ready.compiled_dir(device, candidates.runtime),
+                context_length=ready.context_length,
+                precision=ready.precision,
+            )
+        except (DeviceError, SchemeError) as exc:
+            if candidates.named or device is candidates.devices[-1]:
+                raise
+            notes.append(f"{device.word} is passed over: {exc.message}")
+        else:
+            return session, [*notes, *session.notes]
+    raise DeviceError(f"{candidates.runtime.title} reaches no device here")
+
+
+class Model:
+    """Answers prompts on one device. Close it, or use it in a `with` block, to free the device.
+
+    notes   sentences about what was chosen, for people
+    """
+
+    def __init__(
+        self,
+        name: str,
+        text: Text,
+        session: Session,
+        *,
+        runtime: str,
+        load_s: float = 0.0,
+        notes: Iterable[str] = (),
+    ) -> None:
+        self.name = name
+        self.text = text
+        self.session = session
+        self.runtime = runtime
+        self.load_s = load_s
+        self.notes = tuple(notes)
+
+    @property
+    def device(self) -> str:
+        """The device that answers."""
+        return self.session.device
+
+    @property
+    def precision(self) -> str:
+        """Of the weights and the arithmetic, for people."""
+        return self.session.precision
+
+    @property
+    def context_length(self) -> int:
+        """Most tokens of prompt and answer together."""
+        return self.session.context_length
+
+    def stream(
+        self,
+        prompt: Prompt,
+        *,
+        max_new_tokens: int = 1024,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        repetition_penalty: float = 1.0,
+        seed: int | None = None,
+        stop: str | Sequence[str] = (),
+        raw: bool = False,
+    ) -> Iterator[Chunk]:
+        """The answer, piece by piece; closing the iterator stops the work.
+
+        prompt           one user message, with raw=True plain text; messages; or token ids
+        max_new_tokens   fewer if the context is full before
+        temperature      0 is greedy
+        stop             strings that end the answer and are not part of it
+        raises           UsageError for a value that cannot be, PromptTooLongError
+        """
+        sampling = Sampling(
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            repetition_penalty=repetition_penalty,
+            seed=seed,
+            stop_ids=self.text.stop_ids,
+        )
+        stop_filter = StopFilter((stop,) if isinstance(stop, str) else stop)
+        ids = self.encode(prompt, raw=raw)
+        started = time.perf_counter()
+        return self._stream(len(ids), self.session.generate(ids, sampling), sampling, stop_filter, started)
+
+    def generate(self, prompt: Prompt, **options: Any) -> Completion:
+        """The whole answer at once; the options are those of `stream`."""
+        chunks = list(self.stream(prompt, **options))
+        last = chunks[-1]
+        assert last.finish_reason is not None  # noqa: S101 - what _stream promises of its last chunk
+        assert last.stats is not None  # noqa: S101
+        return Completion(
+            text="".join(chunk.text for chunk in chunks),
+            token_ids=tuple(token for chunk in chunks for token in chunk.token_ids),
+            finish_reason=last.finish_reason,
+            stats=last.stats,
+        )
+
+    def encode(self, prompt: Prompt, *, raw: bool = False) -> list[int]:
+        """The token ids of a prompt.
+
+        raises   UsageError for what is neither text, messages nor token ids
+        """
+        if isinstance(prompt, str):
+            return self.text.encode(prompt) if raw else self.text.encode_chat([Message("user", prompt)])
+        items = list(prompt)
+        if not items:
+            raise UsageError("the prompt is empty")
+        if all(isinstance(item, int) for item in items):
+            return items  # type: ignore[return-value]
+        return self.text.encode_chat([Message.parse(item) for item in items])  # type: ignore[arg-type]
+
+    def close(self) -> None:
+        """Free the device."""
+        self.session.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _stream(
+        self,
+        prompt_tokens: int,
+        tokens: Iterator[int],
+        sampling: Sampling,
+        stop_filter: StopFilter,
+        started: float,
+    ) -> Iterator[Chunk]:
+        """Ids to text, and the only clock: time is taken where a token is received."""
+        decoder = self.text.decoder()
+        first = last = None
+        received = 0
+        reason: FinishReason = "length"
+        try:
+            for token in tokens:
+                last = time.perf_counter()
+                first = first or last
+                received += 1
+                if token in sampling.stop_ids:
+                    reason = "stop"
+                    break
+                text = stop_filter.push(decoder.push(token))
+                if stop_filter.stopped:
+                    reason = "stop"
+                yield Chunk(text, (token,))
+                if stop_filter.stopped:
+                    break
+        finally:
+            close = getattr(tokens, "close", None)
+            if close is not None:
+                close()
+        rest = stop_filter.push(decoder.finish()) + stop_filter.finish()
+        yield Chunk(
+            rest,
+            (),
+            "stop" if stop_filter.stopped else reason,
+            self._stats(prompt_tokens, received, started, first, last),
+        )
+
+    def _stats(
+        self, prompt_tokens: int, received: int, started: float, first: float | None, last: float | None
+    ) -> Stats:
+        """Prefill is in TTFT and never in TPOT."""
+        later = received - 1
+        return Stats(
+            prompt_tokens=prompt_tokens,
+            generated_tokens=received,
+            load_s=self.load_s,
+            ttft_s=None if first is None else first - started,
+            tpot_s=(last - first) / later if first is not None and last is not None and later > 0 else None,
+            device=self.device,
+            runtime=self.runtime,
+            precision=self.precision,
+        )
