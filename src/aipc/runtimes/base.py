@@ -4,9 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 from aipc.types import Sampling
+
+DeviceKind = Literal["NPU", "discrete GPU", "integrated GPU", "CPU"]
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A device that a runtime reaches.
+
+    word     the exact word for it, such as "GPU.0"
+    name     what its maker calls it
+    driver   its version, or None where it cannot be read
+    """
+
+    word: str
+    name: str
+    kind: DeviceKind
+    driver: str | None = None
 
 
 @runtime_checkable
@@ -16,11 +33,13 @@ class Session(Protocol):
     device           the exact word for the device that computes, such as "CPU", "GPU.0" or "NPU"
     precision        of the weights and the arithmetic, for people, such as "int4" or "fp16, exact"
     context_length   most tokens of prompt and answer together
+    notes            what happened while it was loaded, a sentence each, for people
     """
 
     device: str
     precision: str
     context_length: int
+    notes: tuple[str, ...]
 
     def generate(self, prompt: Sequence[int], sampling: Sampling) -> Iterator[int]:
         """Yield the ids that follow `prompt`, each as soon as it exists.
@@ -45,6 +64,7 @@ class RuntimeInfo:
     module       holds its Session, loaded with `open_session(folder, device, **options)`
     extra        the extra of aipc that installs it
     packages     the top-level modules it imports
+    distribution the package on PyPI whose version marks what it compiled
     model_file   a folder that holds this file is for this runtime
     devices      kinds of device it reaches, as the first part of a device word
     """
@@ -54,6 +74,7 @@ class RuntimeInfo:
     module: str
     extra: str
     packages: tuple[str, ...]
+    distribution: str
     model_file: str
     devices: tuple[str, ...]
 
@@ -64,6 +85,7 @@ OPENVINO = RuntimeInfo(
     module="aipc.runtimes.openvino",
     extra="openvino",
     packages=("openvino", "openvino_genai"),
+    distribution="openvino-genai",
     model_file="openvino_model.xml",
     devices=("NPU", "GPU", "CPU"),
 )

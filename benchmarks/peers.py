@@ -1,0 +1,82 @@
+"""Makes the environments of the tools that aipc is compared with, each apart from the project's own.
+
+    python benchmarks/peers.py [--envs FOLDER] optimum
+
+prints the path of a Python that has the peer, at its pinned versions. The first call installs it
+(optimum: about 6 GB with the default PyTorch wheel of Linux); later calls find it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import platformdirs
+
+# optimum-intel 2.2.0 itself asks for transformers < 5.6; 5.5.4 is the newest of those. torch and
+# torchvision must be of one build: "===" keeps pip from taking a "+cpu" torch that lies nearby.
+REQUIREMENTS = {
+    "optimum": (
+        "optimum-intel==2.2.0",
+        "transformers==5.5.4",
+        "torch===2.13.0",
+        "torchvision===0.28.0",
+        "nncf==3.4.0",
+        "openvino==2026.4.1",
+        "openvino-tokenizers==2026.4.1.0",
+    ),
+}
+_STAMP = "aipc-peer.json"
+
+
+def default_envs() -> Path:
+    """Where the environments live unless asked otherwise: the user's cache, outside the repository."""
+    return Path(platformdirs.user_cache_dir("aipc")) / "benchmark-peers"
+
+
+def peer_python(name: str, envs: Path) -> Path:
+    """The Python of the peer `name`, installed under `envs` if it is not there yet.
+
+    raises   subprocess.CalledProcessError if pip cannot install it
+    """
+    folder = envs / name
+    python = _executable(folder, "python")
+    stamp = folder / _STAMP
+    wanted = {"requirements": list(REQUIREMENTS[name]), "python": sys.version.split()[0]}
+    if stamp.is_file() and json.loads(stamp.read_text(encoding="utf-8")) == wanted:
+        return python
+    if folder.exists():
+        shutil.rmtree(folder)
+    venv.create(folder, with_pip=True)
+    pip = [python, "-m", "pip", "install", "--disable-pip-version-check", *REQUIREMENTS[name]]
+    subprocess.run(pip, check=True, stdout=sys.stderr)
+    # Written last: an environment without it was interrupted, and is made again.
+    stamp.write_text(json.dumps(wanted, indent=2), encoding="utf-8")
+    return python
+
+
+def peer_command(name: str, program: str, envs: Path) -> Path:
+    """The console program `program` in the environment of the peer `name`."""
+    return _executable(peer_python(name, envs).parent.parent, program)
+
+
+def _executable(folder: Path, program: str) -> Path:
+    return folder / "Scripts" / f"{program}.exe" if os.name == "nt" else folder / "bin" / program
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Install a peer of aipc and print its Python.")
+    parser.add_argument("peer", choices=sorted(REQUIREMENTS))
+    parser.add_argument("--envs", type=Path, default=default_envs(), help="folder of the environments")
+    args = parser.parse_args()
+    print(peer_python(args.peer, args.envs.resolve()))
+
+
+if __name__ == "__main__":
+    main()
