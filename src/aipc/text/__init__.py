@@ -1,0 +1,7 @@
+"""Text in and out: prompt to token ids, token ids to text, and where an answer stops."""
+
+from aipc.text.detokenize import Detokenizer
+from aipc.text.stop import StopFilter
+from aipc.text.tokenizer import Text
+
+__all__ = ["Detokenizer", "StopFilter", "Text"]
