@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
 
 import aipc
 from aipc.conversion import convert as conversion
@@ -27,6 +28,7 @@ from aipc.errors import (
     UsageError,
 )
 from aipc.manifest import Manifest
+from aipc.text import Text
 from aipc.types import Progress
 from checkpoints import TINY, write_checkpoint, write_safetensors
 from tokenizers_for_tests import write_llama_style
@@ -52,6 +54,7 @@ def test_the_folder_holds_all_that_a_runtime_needs(checkpoint: Path, tmp_path: P
     assert {path.name for path in out.iterdir()} == {
         "aipc.json",
         "config.json",
+        "generation_config.json",
         "openvino_detokenizer.bin",
         "openvino_detokenizer.xml",
         "openvino_model.bin",
@@ -65,6 +68,15 @@ def test_the_folder_holds_all_that_a_runtime_needs(checkpoint: Path, tmp_path: P
     assert manifest.recipe["weight_format"] == "int4"
     assert manifest.recipe["group_size"] == 128
     assert manifest.files[WEIGHTS_FILE].bytes == (out / WEIGHTS_FILE).stat().st_size
+
+
+def test_every_stop_id_is_where_runtimes_look(checkpoint: Path, tmp_path: Path) -> None:
+    """The checkpoint has no generation_config.json, and its template ends turns with another token."""
+    out = aipc.convert(checkpoint, tmp_path / "out")
+    written = json.loads((out / "generation_config.json").read_text(encoding="utf-8"))
+    end_of_turn = Tokenizer.from_file(str(out / "tokenizer.json")).token_to_id("<|end|>")
+    assert {2, end_of_turn} < set(written["eos_token_id"])
+    assert set(written["eos_token_id"]) == Text.load(checkpoint).stop_ids
 
 
 def test_progress_reaches_the_end_in_the_order_of_the_weights(checkpoint: Path, tmp_path: Path) -> None:

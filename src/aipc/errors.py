@@ -116,6 +116,15 @@ class RuntimeFailedError(AipcError):
     code = "runtime_failed"
 
 
+def shown(value: object) -> str:
+    """An untrusted value as a short printable word for a message, however long or deep it is."""
+    import reprlib
+
+    brief = reprlib.Repr()
+    brief.maxstring = brief.maxother = 120
+    return brief.repr(value)
+
+
 def require(module: str, extra: str) -> ModuleType:
     """Import `module`, which the extra `extra` of aipc installs, without the telemetry it may bring.
 

@@ -10,7 +10,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aipc.errors import CheckpointError, UnsupportedModelError
+from aipc.errors import CheckpointError, UnsupportedModelError, shown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,6 +24,7 @@ _LIMITS = {
     "num_hidden_layers": 512,
     "num_attention_heads": 1_024,
     "num_key_value_heads": 1_024,
+    "head_dim": 65_536,
     "vocab_size": 2_000_000,
     "max_position_embeddings": 16_777_216,
 }
@@ -150,27 +151,9 @@ class Phi3Config:
         """
         fields = _Fields(raw, source)
         _check_architecture(raw)
-        rope = fields.mapping("rope_parameters") or fields.mapping("rope_scaling") or {}
-        _check_rope(rope)
         hidden_size = fields.size("hidden_size")
-        heads = fields.size("num_attention_heads")
-        kv_heads = fields.size("num_key_value_heads", default=heads)
-        if hidden_size % heads or heads % kv_heads:
-            raise fields.wrong(
-                "num_attention_heads",
-                f"{heads} attention heads and {kv_heads} key/value heads do not divide "
-                f"a hidden size of {hidden_size}",
-            )
-        factor = fields.number(
-            "partial_rotary_factor",
-            default=fields.number("partial_rotary_factor", default=1.0, within=rope),
-        )
-        theta = fields.number("rope_theta", default=fields.number("rope_theta", default=1e4, within=rope))
-        rotary_size = int(hidden_size // heads * factor)
-        if not 0.0 < factor <= 1.0 or rotary_size < 2 or rotary_size % 2:
-            raise fields.wrong(
-                "partial_rotary_factor", f"{factor} of a head of {hidden_size // heads} is not an even size"
-            )
+        heads, kv_heads, head_size = fields.heads(hidden_size)
+        theta, rotary_size = fields.rope(head_size)
         return cls(
             hidden_size=hidden_size,
             intermediate_size=fields.size("intermediate_size"),
@@ -194,6 +177,8 @@ def read_json_object(path: Path) -> dict[str, Any]:
     raises   CheckpointError if it is missing, too large, not UTF-8, not JSON or not an object
     """
     try:
+        if path.exists() and not path.is_file():
+            raise CheckpointError(f"{path} is not a regular file", hint="download the model again")
         with path.open("rb") as file:
             data = file.read(_MAX_CONFIG_BYTES + 1)
     except FileNotFoundError as exc:
@@ -206,6 +191,9 @@ def read_json_object(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is a Git LFS pointer, not the file itself", hint="git lfs pull")
     try:
         value = json.loads(data.decode("utf-8"))
+        if b"\\ud" in data.lower():
+            # Half a surrogate pair is no text, and would fail wherever it is used first.
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError) as exc:
         raise CheckpointError(f"{path} is not JSON: {exc}", hint="download the model again") from exc
     if not isinstance(value, dict):
@@ -221,7 +209,7 @@ def token_ids(value: object, source: str) -> tuple[int, ...]:
     values = [] if value is None else value if isinstance(value, list) else [value]
     for item in values:
         if not isinstance(item, int) or isinstance(item, bool) or not 0 <= item < _LIMITS["vocab_size"]:
-            raise CheckpointError(f"{source} is {str(value)[:80]!r}, not a token id or a list of them")
+            raise CheckpointError(f"{source} is {shown(value)}, not a token id or a list of them")
     return tuple(values)
 
 
@@ -231,7 +219,7 @@ def _check_architecture(raw: Mapping[str, Any]) -> None:
     if name == ARCHITECTURE or (not names and name == "phi3"):
         return
     raise UnsupportedModelError(
-        f"this checkpoint is a {str(name)[:80]!r}; aipc converts {ARCHITECTURE}",
+        f"this checkpoint is a {shown(name)}; aipc converts {ARCHITECTURE}",
         hint="possible are Phi-3-mini-4k, Phi-3-medium-4k and Phi-4, and models fine-tuned from them",
     )
 
@@ -240,12 +228,12 @@ def _check_rope(rope: Mapping[str, Any]) -> None:
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "default":
         return
-    if kind in {"longrope", "su", "yarn"}:
+    if kind in ("longrope", "su", "yarn"):
         raise UnsupportedModelError(
             "this model stretches its context with LongRoPE, which this version of aipc does not convert yet",
             hint="take the 4k model of the family, for example phi-3-mini",
         )
-    raise UnsupportedModelError(f"the RoPE type {str(kind)[:80]!r} does not exist in the Phi-3 family")
+    raise UnsupportedModelError(f"the RoPE type {shown(kind)} does not exist in the Phi-3 family")
 
 
 class _Fields:
@@ -263,26 +251,26 @@ class _Fields:
         value = self.raw.get(name)
         value = default if value is None else value
         if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _LIMITS[name]:
-            raise self.wrong(name, f"{str(value)[:80]!r} is not a whole number from 1 to {_LIMITS[name]}")
+            raise self.wrong(name, f"{shown(value)} is not a whole number from 1 to {_LIMITS[name]}")
         return value
 
     def number(self, name: str, default: float, within: Mapping[str, Any] | None = None) -> float:
         value = (self.raw if within is None else within).get(name, default)
         good = isinstance(value, int | float) and not isinstance(value, bool)
         if not good or not 0.0 < value < 1e12:
-            raise self.wrong(name, f"{str(value)[:80]!r} is not a positive number")
+            raise self.wrong(name, f"{shown(value)} is not a positive number")
         return float(value)
 
     def flag(self, name: str, *, default: bool) -> bool:
         value = self.raw.get(name, default)
         if not isinstance(value, bool):
-            raise self.wrong(name, f"{str(value)[:80]!r} is neither true nor false")
+            raise self.wrong(name, f"{shown(value)} is neither true nor false")
         return value
 
     def mapping(self, name: str) -> Mapping[str, Any] | None:
         value = self.raw.get(name)
         if value is not None and not isinstance(value, dict):
-            raise self.wrong(name, f"{str(value)[:80]!r} is not an object")
+            raise self.wrong(name, f"{shown(value)} is not an object")
         return value
 
     def window(self) -> int | None:
@@ -291,12 +279,48 @@ class _Fields:
         if value is None:
             return None
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise self.wrong("sliding_window", f"{str(value)[:80]!r} is not a positive whole number")
+            raise self.wrong("sliding_window", f"{shown(value)} is not a positive whole number")
         return value if value < self.size("max_position_embeddings") else None
+
+    def heads(self, hidden_size: int) -> tuple[int, int, int]:
+        """Attention heads, key/value heads, and the channels of a head."""
+        heads = self.size("num_attention_heads")
+        kv_heads = self.size("num_key_value_heads", default=heads)
+        if hidden_size % heads or heads % kv_heads:
+            raise self.wrong(
+                "num_attention_heads",
+                f"{heads} attention heads and {kv_heads} key/value heads do not divide "
+                f"a hidden size of {hidden_size}",
+            )
+        head_size = hidden_size // heads
+        if self.size("head_dim", default=head_size) != head_size:
+            raise UnsupportedModelError(
+                f"this config asks for heads of {self.raw['head_dim']} channels; a Phi-3 divides its hidden "
+                f"size among its heads, {head_size} channels each"
+            )
+        return heads, kv_heads, head_size
+
+    def rope(self, head_size: int) -> tuple[float, int]:
+        """The base of the rotation, and how many channels of a head it turns."""
+        rope = self.mapping("rope_scaling") or self.mapping("rope_parameters") or {}
+        _check_rope(rope)
+        # Where both name a value, the one inside counts, as in transformers.
+        theta = self.number("rope_theta", default=self.number("rope_theta", default=1e4), within=rope)
+        factor = self.number(
+            "partial_rotary_factor",
+            default=self.number("partial_rotary_factor", default=1.0),
+            within=rope,
+        )
+        rotary_size = int(head_size * factor)
+        if not 0.0 < factor <= 1.0 or rotary_size < 2 or rotary_size % 2:
+            raise self.wrong(
+                "partial_rotary_factor", f"{factor} of a head of {head_size} is not an even size"
+            )
+        return theta, rotary_size
 
     def _refuse_what_the_graph_lacks(self) -> None:
         activation = self.raw.get("hidden_act", "silu")
         if activation != "silu":
-            raise UnsupportedModelError(f"the activation {str(activation)[:80]!r} is not Phi-3's 'silu'")
+            raise UnsupportedModelError(f"the activation {shown(activation)} is not Phi-3's 'silu'")
         if self.raw.get("attention_bias", False):
             raise UnsupportedModelError("a Phi-3 has no attention bias, but this config asks for one")

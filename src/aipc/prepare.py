@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 
 from aipc import cache, hub
-from aipc.errors import CheckpointError, StorageError, UsageError
+from aipc.errors import CheckpointError, StorageError, UsageError, shown
 from aipc.manifest import MANIFEST_FILE, Manifest
 from aipc.phi3 import read_json_object
 from aipc.runtimes.base import OPENVINO, RUNTIMES, Device, RuntimeInfo
@@ -38,7 +38,7 @@ class ReadyModel:
         length = read_json_object(path).get("max_position_embeddings")
         if not isinstance(length, int) or isinstance(length, bool) or length < 1:
             raise CheckpointError(
-                f"{path}: max_position_embeddings is {str(length)[:80]!r}, not a number of tokens",
+                f"{path}: max_position_embeddings is {shown(length)}, not a number of tokens",
                 hint="download or convert the model again",
             )
         return length

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections import deque
@@ -20,7 +21,8 @@ from aipc.conversion.quantize import quantize
 from aipc.conversion.recipe import Recipe, is_ranked, make_recipe, sensitivity
 from aipc.errors import SchemeError
 from aipc.manifest import Manifest, SourceRecord, fingerprint, hash_files
-from aipc.phi3 import Phi3Config, WeightSpec
+from aipc.phi3 import Phi3Config, WeightSpec, read_json_object
+from aipc.text import Text
 from aipc.types import Progress
 
 T = TypeVar("T")
@@ -31,7 +33,6 @@ BLOCK_ELEMENTS = 2**20
 
 _TEXT_FILES = (
     "config.json",
-    "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -85,6 +86,7 @@ def convert_checkpoint(
     )
     with staged_folder(out, recipe.nbytes(config.weights())) as staging:
         _copy_texts(checkpoint_folder, staging)
+        _write_generation_config(checkpoint_folder, staging)
         write_openvino_tokenizer(checkpoint_folder, staging)
         with OpenVINOWriter(staging, config, recipe) as writer:
             write_weights(checkpoint, config, recipe, [writer], progress)
@@ -162,3 +164,12 @@ def _copy_texts(source: Path, target: Path) -> None:
     for name in _TEXT_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
+
+
+def _write_generation_config(source: Path, target: Path) -> None:
+    """The source's generation_config.json, with every id that ends an answer: runtimes look nowhere else."""
+    path = source / "generation_config.json"
+    config = read_json_object(path) if path.is_file() else {}
+    config["eos_token_id"] = sorted(Text.load(source).stop_ids)
+    text = json.dumps(config, indent=2) + "\n"
+    (target / path.name).write_text(text, encoding="utf-8")
