@@ -1,0 +1,137 @@
+"""The other side of aipc.runtimes.process: what runs in the process that computes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import IO, Any, NoReturn, Protocol
+
+from aipc.errors import AipcError
+from aipc.types import Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A prompt that asks for its continuation. `number` is how the caller knows it."""
+
+    number: int
+    prompt: list[int]
+    sampling: Sampling
+
+
+class Engine(Protocol):
+    """A loaded model.
+
+    about   what the caller is told of it, in JSON's types
+    """
+
+    about: Mapping[str, object]
+
+    def run(self, inbox: Inbox, outbox: Outbox) -> None:
+        """Answer requests until the inbox is closed."""
+
+
+class Inbox:
+    """What the caller asks. A thread reads it, so that a cancel is heard while native code computes."""
+
+    def __init__(self, pipe: IO[bytes]) -> None:
+        self._requests: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
+        self._withdrawn: set[int] = set()
+        self._pipe = pipe
+        self.closed = False
+        self.options: dict[str, Any] = json.loads(pipe.readline() or b'{"open": {}}')["open"]
+        threading.Thread(target=self._read, name="aipc-engine-inbox", daemon=True).start()
+
+    def take(self, *, wait: bool) -> Iterator[Request]:
+        """The requests that have come; with `wait`, at least one, or none if the inbox was closed."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                request = self._requests.get(block=wait)
+                if request is None:
+                    return
+                yield request
+                wait = False
+
+    def withdrawn(self, number: int) -> bool:
+        """Whether nobody waits for this request any more."""
+        return self.closed or number in self._withdrawn
+
+    def forget(self, number: int) -> None:
+        """Called at the end of a request."""
+        self._withdrawn.discard(number)
+
+    def _read(self) -> None:
+        for line in self._pipe:
+            message = json.loads(line)
+            if "cancel" in message:
+                self._withdrawn.add(message["cancel"])
+            else:
+                fields = message["sampling"]
+                sampling = Sampling(**fields | {"stop_ids": frozenset(fields["stop_ids"])})
+                self._requests.put(Request(message["id"], message["prompt"], sampling))
+        self.closed = True
+        self._requests.put(None)
+
+
+class Outbox:
+    """What the engine answers."""
+
+    def __init__(self, pipe: IO[bytes]) -> None:
+        self._pipe = pipe
+
+    def ready(self, about: Mapping[str, object]) -> None:
+        """The model is loaded."""
+        self._send({"id": 0, "ready": dict(about)})
+
+    def ids(self, number: int, ids: list[int], *, end: bool) -> None:
+        """New ids of a request, and whether they are its last."""
+        self._send({"id": number, "ids": ids, "end": end})
+
+    def error(self, number: int, error: AipcError) -> None:
+        """The end of a request, or with number 0 of the loading."""
+        trace = "".join(traceback.format_exception(error))
+        failure = {"kind": type(error).__name__, "message": error.message, "hint": error.hint, "trace": trace}
+        self._send({"id": number, "error": failure})
+
+    def _send(self, answer: Mapping[str, object]) -> None:
+        self._pipe.write(json.dumps(answer, separators=(",", ":")).encode() + b"\n")
+        self._pipe.flush()
+
+
+def serve(load: Callable[[dict[str, Any]], Engine]) -> NoReturn:
+    """Load an engine and let it answer, until the caller is gone."""
+    # Ctrl+C reaches every process of a terminal; what it means is the caller's to say.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    outbox = Outbox(_claim_stdout())
+    inbox = Inbox(sys.stdin.buffer)
+    code = 0
+    try:
+        engine = load(inbox.options)
+        outbox.ready(engine.about)
+        engine.run(inbox, outbox)
+    except AipcError as error:
+        outbox.error(0, error)
+    except BrokenPipeError:
+        # The caller is gone, and nobody reads what there is to say.
+        code = 1
+    except Exception:  # noqa: BLE001 - the caller reads the last words of a process that ends
+        traceback.print_exc()
+        code = 1
+    # Nothing is left to save, and the farewells of native libraries have crashed before.
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _claim_stdout() -> IO[bytes]:
+    """The pipe to the caller, for us alone: what native code prints goes to stderr instead."""
+    pipe = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    return pipe

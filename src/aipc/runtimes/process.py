@@ -1,0 +1,208 @@
+"""A runtime in a process of its own: token ids travel through its pipes, a line of JSON a message.
+
+Why a process: `step()` of openvino-genai holds Python's lock while it computes, and so does
+onnxruntime-genai. In the caller's process a long prompt would freeze every other thread for seconds:
+a server, a progress bar, Ctrl+C. It costs some 20 microseconds a token, and gives more: native code
+that crashes ends a stream and not the program, nothing it prints reaches stdout, and what it held is
+free when it ends.
+
+This file is the caller's side; aipc.runtimes.engine is the other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import queue
+import subprocess
+import sys
+import tempfile
+import threading
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from typing import IO, Any, cast
+
+from aipc import errors
+from aipc.errors import AipcError, RuntimeFailedError
+from aipc.types import Sampling
+
+# On Windows a thread that waits without a limit does not hear Ctrl+C.
+_WAIT_S = 0.2
+_EXIT_S = 2.0
+
+# The caller's path, without the current folder: nothing that lies there is imported by accident.
+_CHILD = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from {module} import main; main()"
+
+_Answers = queue.SimpleQueue[dict[str, Any]]
+
+
+class EngineProcess:
+    """Starts an engine, and gives each stream its own ids.
+
+    module    holds the engine's `main`
+    options   for the engine, in JSON's types
+    ready     what the engine said of itself when it was loaded
+
+    raises    what the engine raised while it loaded; RuntimeFailedError if it ended instead
+    """
+
+    def __init__(self, module: str, options: Mapping[str, object]) -> None:
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process writes to it
+        self._process = subprocess.Popen(
+            [
+                sys.executable,
+                "-P",
+                "-c",
+                _CHILD.format(module=module),
+                json.dumps([p for p in sys.path if p]),
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+        )
+        self._router = _Router(cast("IO[bytes]", self._process.stdout))
+        # Reentrant, because a stream that is collected as garbage may cancel itself in the middle of a send.
+        self._sending = threading.RLock()
+        # Garbage collection, the interpreter's exit and close() all end the process, whichever is first.
+        self._end = weakref.finalize(self, _end, self._process, self._router, self._log)
+        try:
+            opening = self._router.open()
+            self._send({"open": dict(options)})
+            self.ready = self._receive(opening[1])["ready"]
+        except BaseException:
+            self._process.kill()
+            self.close()
+            raise
+
+    def stream(self, prompt: Sequence[int], sampling: Sampling) -> Iterator[int]:
+        """The ids that follow `prompt`. Closing the iterator withdraws the request.
+
+        raises   RuntimeFailedError, PromptTooLongError
+        """
+        number, answers = self._router.open()
+        ended = False
+        try:
+            fields = dataclasses.asdict(sampling) | {"stop_ids": sorted(sampling.stop_ids)}
+            self._send({"id": number, "prompt": list(prompt), "sampling": fields})
+            while not ended:
+                try:
+                    answer = self._receive(answers)
+                except AipcError:
+                    ended = True
+                    raise
+                ended = answer["end"]
+                yield from answer["ids"]
+        finally:
+            self._router.forget(number)
+            if not ended:
+                with contextlib.suppress(RuntimeFailedError):
+                    self._send({"cancel": number})
+
+    def close(self) -> None:
+        """End the process; every running stream ends with RuntimeFailedError."""
+        self._end()
+
+    def _send(self, message: Mapping[str, object]) -> None:
+        line = json.dumps(message, separators=(",", ":")).encode() + b"\n"
+        pipe = cast("IO[bytes]", self._process.stdin)
+        try:
+            with self._sending:
+                pipe.write(line)
+                pipe.flush()
+        except (OSError, ValueError) as exc:
+            raise self._failed() from exc
+
+    def _receive(self, answers: _Answers) -> dict[str, Any]:
+        while True:
+            try:
+                answer = answers.get(timeout=_WAIT_S)
+            except queue.Empty:
+                continue
+            if "error" in answer:
+                raise _rebuilt(answer["error"])
+            if "ended" in answer:
+                raise self._failed()
+            return answer
+
+    def _failed(self) -> RuntimeFailedError:
+        """Why nothing more comes out of the process."""
+        if not self._end.alive:
+            return RuntimeFailedError("the model was closed")
+        self._process.wait()
+        self._log.seek(0)
+        words = self._log.read().decode("utf-8", "replace").strip().splitlines()
+        failure = RuntimeFailedError(
+            f"the runtime's process ended with the code {self._process.returncode}"
+            + (f": {words[-1][:300]}" if words else ""),
+            hint="load the model again; if it happens again, see what --verbose says",
+        )
+        failure.add_note("\n".join(words[-40:]))
+        return failure
+
+
+class _Router:
+    """Reads the process's answers in a thread, and sorts them by request."""
+
+    def __init__(self, pipe: IO[bytes]) -> None:
+        self._pipe = pipe
+        self._lock = threading.RLock()
+        self._waiting: dict[int, _Answers] = {}
+        self._last = -1
+        self._ended = False
+        self._thread = threading.Thread(target=self._read, name="aipc-engine-answers", daemon=True)
+        self._thread.start()
+
+    def open(self) -> tuple[int, _Answers]:
+        """A new number, and where its answers will be. The first, 0, is for the loading."""
+        answers: _Answers = queue.SimpleQueue()
+        with self._lock:
+            self._last += 1
+            self._waiting[self._last] = answers
+            if self._ended:
+                answers.put({"ended": True})
+            return self._last, answers
+
+    def forget(self, number: int) -> None:
+        """Throw away what still comes for this request."""
+        with self._lock:
+            self._waiting.pop(number, None)
+
+    def join(self) -> None:
+        """Wait until all was read and every request knows of the end."""
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def _read(self) -> None:
+        for line in self._pipe:
+            answer = json.loads(line)
+            with self._lock:
+                answers = self._waiting.get(answer["id"])
+            if answers is not None:
+                answers.put(answer)
+        with self._lock:
+            self._ended = True
+            for answers in self._waiting.values():
+                answers.put({"ended": True})
+
+
+def _end(process: subprocess.Popen[bytes], router: _Router, log: IO[bytes]) -> None:
+    """The end of its input ends the engine; one that is deep in a compiler is stopped from outside."""
+    with contextlib.suppress(OSError):
+        cast("IO[bytes]", process.stdin).close()
+    try:
+        process.wait(_EXIT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    router.join()
+    cast("IO[bytes]", process.stdout).close()
+    log.close()
+
+
+def _rebuilt(failure: Mapping[str, str]) -> AipcError:
+    """The engine's error as it was raised there, with its traceback as a note."""
+    kind = getattr(errors, failure["kind"], RuntimeFailedError)
+    error: AipcError = kind(failure["message"], failure["hint"])
+    error.add_note(failure["trace"])
+    return error

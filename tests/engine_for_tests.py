@@ -1,0 +1,56 @@
+"""An engine of a few scripted answers, to be run by aipc.runtimes.process.EngineProcess.
+
+The first id of a prompt says what happens: COUNT gives 1, 2, 3 … without an end, CRASH ends the process,
+RAISE does so with a traceback, anything else gives the prompt back.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+from aipc.errors import SchemeError
+from aipc.runtimes.engine import Inbox, Outbox, Request, serve
+
+COUNT, CRASH, RAISE = 100, 101, 102
+
+
+class ScriptedEngine:
+    """Counts in all streams at once, one step each."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        if options["fail"]:
+            raise SchemeError("the weights do not fit", hint="convert them")
+        print("noise of a native library")
+        os.write(1, b"more of it\n")
+        self.about = {"device": options["device"]}
+
+    def run(self, inbox: Inbox, outbox: Outbox) -> None:
+        counts: dict[int, int] = {}
+        while not inbox.closed:
+            for request in inbox.take(wait=not counts):
+                self._start(request, counts, outbox)
+            for number in list(counts):
+                if inbox.withdrawn(number):
+                    del counts[number]
+                    inbox.forget(number)
+                else:
+                    counts[number] += 1
+                    outbox.ids(number, [counts[number]], end=False)
+
+    def _start(self, request: Request, counts: dict[int, int], outbox: Outbox) -> None:
+        if request.prompt[0] == COUNT:
+            counts[request.number] = 0
+        elif request.prompt[0] == CRASH:
+            sys.stderr.write("a native library fell over\n")
+            sys.stderr.flush()
+            os._exit(3)
+        elif request.prompt[0] == RAISE:
+            raise RuntimeError("a pipeline broke")
+        else:
+            outbox.ids(request.number, [*request.prompt, *sorted(request.sampling.stop_ids)], end=True)
+
+
+def main() -> None:
+    serve(ScriptedEngine)
