@@ -25,7 +25,7 @@ ARROWS = {
     "aipc": {"model", "prepare"},
     "model": {"plan", "prepare", "text", "runtimes.base"},
     "plan": {"runtimes.base"},
-    "prepare": {"cache", "conversion", "hub", "manifest", "phi3", "runtimes.base"},
+    "prepare": {"cache", "conversion", "hub", "manifest", "phi3", "preflight", "runtimes.base"},
     "cache": {"hub", "manifest"},
     "hub": {"demo", "hub_download", "phi3", "runtimes.base"},
     "hub_download": {"aipc", "hub", "phi3"},

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from aipc import preflight
 from aipc.errors import CheckpointError, SchemeError
-from aipc.preflight import Constant, check_npu, constants
+from aipc.preflight import Constant, check_npu, constants, weight_format
 
 LAYER = (
     '<layer id="{id}" name="layers.{id}.weight" type="Const" version="opset1">'
@@ -35,6 +35,21 @@ def describe(folder: Path, *weights: tuple[str, str], name: str | None = None) -
 def write(folder: Path, text: str) -> Path:
     (folder / "openvino_model.xml").write_text(text, encoding="utf-8")
     return folder
+
+
+@pytest.mark.parametrize(
+    ("weights", "expected"),
+    [
+        ([("u8", "704,64"), ("i4", "64,1,64"), ("f16", "64,1,1")], "int4"),
+        ([("u8", "704,64"), ("f32", "64")], "int8"),
+        ([("f16", "704,64"), ("f32", "64")], "fp16"),
+        ([("f32", "64")], "unknown"),
+    ],
+)
+def test_the_weight_format_is_that_of_the_smallest_numbers(
+    tmp_path: Path, weights: list[tuple[str, str]], expected: str
+) -> None:
+    assert weight_format(describe(tmp_path, *weights)) == expected
 
 
 def test_constants_are_read_in_order(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
+from uuid import uuid4
 
 from huggingface_hub import HfApi, constants, get_session
 from huggingface_hub.errors import (  # type: ignore[attr-defined]
@@ -207,7 +208,7 @@ class _Snapshot:
             return
         reference = self.storage / "refs" / revision
         reference.parent.mkdir(parents=True, exist_ok=True)
-        written = reference.with_name(f"{reference.name}.{os.getpid()}")
+        written = reference.with_name(f"{reference.name}.{uuid4().hex[:8]}")
         written.write_text(self.folder.name, encoding="utf-8")
         written.replace(reference)
 

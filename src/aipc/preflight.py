@@ -23,6 +23,9 @@ _INT4, _INT8 = {"i4", "u4"}, {"i8", "u8"}
 # Everything else that can hold quantised weights, and that the NPU's compiler does not take.
 _OTHER = {"u1", "u2", "i2", "u3", "u6", "nf4", "f4e2m1", "f8e4m3", "f8e5m2"}
 
+# From the smallest numbers to the largest.
+_FORMATS = ((_INT4, "int4"), (_OTHER, "other"), (_INT8, "int8"), ({"f16", "bf16"}, "fp16"), ({"f32"}, "fp32"))
+
 _GROUP = 128
 # Where the cost of a scale for each 128 weights outgrows what it gives, says Intel's guide for NPUs.
 _LARGE_PARAMETERS = 5e9
@@ -73,6 +76,15 @@ def check_npu(folder: Path) -> tuple[str, ...]:
             f"with {parameters / 1e9:.0f} billion weights, channel-wise int4 is faster on the NPU: {command}",
         )
     return ()
+
+
+def weight_format(folder: Path) -> str:
+    """The smallest numbers that weights of a folder are stored as, whoever made it: "int4", "int8" …
+
+    raises   CheckpointError
+    """
+    found = {item.element_type for item in constants(folder / MODEL_FILE) if item.is_matrix}
+    return next((name for kinds, name in _FORMATS if found & kinds), "unknown")
 
 
 def constants(path: Path) -> Iterator[Constant]:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from aipc import cache, hub
+from aipc import cache, hub, preflight
 from aipc.errors import CheckpointError, StorageError, UsageError, shown
-from aipc.manifest import MANIFEST_FILE, Manifest
+from aipc.manifest import MANIFEST_FILE
 from aipc.phi3 import read_json_object
 from aipc.runtimes.base import OPENVINO, RUNTIMES, Device, RuntimeInfo
 from aipc.types import Progress
@@ -45,10 +45,8 @@ class ReadyModel:
 
     @property
     def precision(self) -> str:
-        """Of the weights, for people; a folder made by others may not say."""
-        if not (self.folder / MANIFEST_FILE).is_file():
-            return "as converted"
-        return str(Manifest.read(self.folder).recipe.get("weight_format", "as converted"))
+        """Of most weights, for people."""
+        return preflight.weight_format(self.folder)
 
     def compiled_dir(self, device: Device, runtime: RuntimeInfo) -> Path:
         """Where what `runtime` compiles for `device` is kept: apart for every driver and version."""
