@@ -48,14 +48,24 @@ class ReadyModel:
         """Of most weights, for people."""
         return preflight.weight_format(self.folder)
 
-    def compiled_dir(self, device: Device, runtime: RuntimeInfo) -> Path:
-        """Where what `runtime` compiles for `device` is kept: apart for every driver and version."""
-        return cache.compiled_dir(
+    def compiled_dir(self, device: Device, runtime: RuntimeInfo) -> Path | None:
+        """Where what `runtime` compiles for `device` is kept: apart for every driver and version.
+
+        None where nothing can be kept; a CPU compiles nothing that is worth it.
+        """
+        if device.kind == "CPU":
+            return None
+        folder = cache.compiled_dir(
             self.folder,
             device=device.word,
             driver=f"{device.name} {device.driver}",
             runtime_version=metadata.version(runtime.distribution),
         )
+        try:
+            return cache.ensure_writable(folder)
+        except StorageError as exc:
+            _LOG.warning("%s; the model is compiled anew each time", exc.message)
+            return None
 
 
 def convert(  # noqa: PLR0917 - the names and their order are optimum-cli's

@@ -1,0 +1,126 @@
+"""From a name to a folder: what is converted once is found again, and what cannot be kept is said."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aipc import cache, prepare
+from aipc.errors import CheckpointError, StorageError
+from aipc.runtimes.base import OPENVINO, Device
+from checkpoints import TINY, write_checkpoint
+from tokenizers_for_tests import write_llama_style
+
+NPU = Device("NPU", "AI Boost", "NPU", "1.2.3")
+CPU = Device("CPU", "Core", "CPU")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("AIPC_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    folder = tmp_path / "checkpoint"
+    write_checkpoint(folder, TINY, tokenizer_from=write_llama_style(tmp_path / "tokenizer"), vocab_size=704)
+    return folder
+
+
+def ready(source: Path) -> prepare.ReadyModel:
+    return prepare.ready_model(source, OPENVINO)
+
+
+def test_a_checkpoint_is_converted_once(checkpoint: Path, own_cache: Path) -> None:
+    seen: list[Any] = []
+    first = prepare.ready_model(checkpoint, OPENVINO, seen.append)
+    assert seen
+    seen.clear()
+    second = prepare.ready_model(checkpoint, OPENVINO, seen.append)
+    assert seen == []
+    assert first == second
+    assert first.folder.is_relative_to(own_cache)
+    assert (first.precision, first.context_length) == ("int4", 512)
+
+
+def test_a_changed_checkpoint_is_converted_anew(checkpoint: Path) -> None:
+    first = ready(checkpoint)
+    write_checkpoint(checkpoint, TINY, seed=1, vocab_size=704)
+    assert ready(checkpoint).folder != first.folder
+
+
+def test_a_converted_folder_is_taken_as_it_is(checkpoint: Path, tmp_path: Path) -> None:
+    out = prepare.convert(checkpoint, tmp_path / "mine", weight_format="fp16")
+    mine = ready(out)
+    assert (mine.folder, mine.precision) == (out, "fp16")
+    assert cache.entries() == []
+
+
+def test_two_that_begin_at_once_share_what_one_finishes(checkpoint: Path) -> None:
+    start = threading.Barrier(3)
+    found: list[Path] = []
+
+    def work() -> None:
+        start.wait()
+        found.append(ready(checkpoint).folder)
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 3
+    assert len(set(found)) == 1
+    assert [entry.folder for entry in cache.entries()] == [found[0]]
+    assert cache.verify(found[0]) == []
+
+
+def test_a_cache_that_cannot_be_written_names_the_way_out(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("AIPC_CACHE_DIR", str(tmp_path / "file" / "cache"))
+    with pytest.raises(StorageError, match="cannot be written") as caught:
+        ready(checkpoint)
+    assert "AIPC_CACHE_DIR" in caught.value.hint
+
+
+def test_what_is_compiled_has_a_place_of_its_own(checkpoint: Path, own_cache: Path) -> None:
+    model = ready(checkpoint)
+    place = model.compiled_dir(NPU, OPENVINO)
+    assert place is not None
+    assert place.is_relative_to(own_cache)
+    newer_driver = Device("NPU", "AI Boost", "NPU", "1.2.4")
+    assert model.compiled_dir(newer_driver, OPENVINO) != place
+    assert model.compiled_dir(CPU, OPENVINO) is None
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="no file is unwritable here in this way")
+def test_without_a_place_it_is_compiled_anew_each_time(
+    checkpoint: Path, own_cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = ready(checkpoint)
+    (own_cache / "compiled").write_text("a file in the way", encoding="utf-8")
+    with caplog.at_level(logging.WARNING, logger="aipc"):
+        assert model.compiled_dir(NPU, OPENVINO) is None
+    assert "compiled anew" in caplog.text
+
+
+@pytest.mark.parametrize("length", [None, 0, True, "4096"])
+def test_a_folder_without_a_context_length_is_refused(checkpoint: Path, length: object) -> None:
+    folder = ready(checkpoint).folder
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["max_position_embeddings"] = length
+    copy = folder.parent / "copy"
+    shutil.copytree(folder, copy)
+    (copy / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(CheckpointError, match="max_position_embeddings"):
+        _ = prepare.ReadyModel("copy", copy).context_length
