@@ -48,6 +48,7 @@ class HubServer:
     ranges     whether the rest of a file can be asked for
     raw_info   the answer to every question about a repository
     sizes      said of files in place of the truth
+    cdn        another server, to which requests for files of Git LFS are sent on, as on the hub
     """
 
     repositories: dict[str, Repository] = field(default_factory=dict)
@@ -57,6 +58,7 @@ class HubServer:
     ranges: bool = True
     raw_info: bytes | None = None
     sizes: dict[str, int] = field(default_factory=dict)
+    cdn: HubServer | None = None
 
     def add(self, name: str, files: dict[str, bytes], *, gated: bool = False) -> str:
         """Put a repository there, and return the commit of its main branch."""
@@ -179,6 +181,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(404, "EntryNotFound", "Entry not found")
             return
         content = repository.files[file]
+        if self.hub.cdn is not None and len(content) > LFS_BYTES:
+            self._send(302, b"", {"Location": f"{self.hub.cdn.url}{self.path}", "X-Repo-Commit": commit})
+            return
         headers = {"ETag": f'"{etag_of(content)}"', "X-Repo-Commit": commit, "Accept-Ranges": "bytes"}
         start = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "")
         if start and self.hub.ranges:

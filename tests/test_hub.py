@@ -355,6 +355,22 @@ def test_a_gated_repository_says_where_to_accept(server: HubServer, monkeypatch:
     assert hub.find(REPOSITORY).kind == "checkpoint"
 
 
+def test_large_files_come_from_elsewhere_and_the_token_stays_at_home(
+    server: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    server.add(REPOSITORY, FILES)
+    with HubServer() as cdn:
+        cdn.add(REPOSITORY, FILES)
+        cdn.cuts = [1_000_000]
+        server.cdn = cdn
+        folder = hub.find(REPOSITORY).folder
+    assert (folder / "model.safetensors").read_bytes() == WEIGHTS
+    assert [request.range for request in cdn.requests] == [None, "bytes=1000000-"]
+    assert {request.authorization for request in server.requests} == {"Bearer hf_secret"}
+    assert {request.authorization for request in cdn.requests} == {None}
+
+
 def test_a_repository_that_does_not_exist(server: HubServer) -> None:
     with pytest.raises(ModelNotFoundError, match="has no repository someone/else"):
         hub.find("someone/else")
