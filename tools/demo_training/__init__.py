@@ -1,0 +1,1 @@
+"""How the demo model is made: its data, tokenizer, network, measurement and model card."""
