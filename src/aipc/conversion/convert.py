@@ -8,6 +8,7 @@ import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -15,8 +16,7 @@ from typing import TypeVar
 from aipc import __version__
 from aipc.conversion.checkpoint import Checkpoint
 from aipc.conversion.folder import refuse_taken, staged_folder
-from aipc.conversion.openvino_ir import OpenVINOWriter
-from aipc.conversion.openvino_tokenizer import write_openvino_tokenizer
+from aipc.conversion.formats import Format, Writer, formats_named
 from aipc.conversion.quantize import quantize
 from aipc.conversion.recipe import Recipe, is_ranked, make_recipe, sensitivity
 from aipc.errors import SchemeError
@@ -61,21 +61,27 @@ def convert_checkpoint(
     *,
     name: str,
     revision: str | None = None,
+    to: Sequence[str] = ("openvino",),
+    target: str = "cpu",
     weight_format: str = "int4",
     group_size: int | None = None,
     sym: bool = True,
     ratio: float = 1.0,
     progress: Callable[[Progress], None] | None = None,
 ) -> Recipe:
-    """Write the checkpoint in `checkpoint_folder` as a folder for OpenVINO at `out`.
+    """Write the checkpoint in `checkpoint_folder` as a folder at `out`, or as one in it for each format.
 
     name, revision   of the source, for the record
+    to               the formats, such as ("openvino", "onnx"); one is written as `out` itself, several
+                     as whole folders of their names in `out`, from one reading and one quantisation
+    target           whose kernels an ONNX folder is for: "cpu", "cuda" or "dml"
     progress         called after every block, from this thread
     returns          the recipe, whose notes say what was decided
-    raises           CheckpointError, UnsupportedModelError, SchemeError, StorageError; nothing is left
-                     of `out` then
+    raises           UsageError, CheckpointError, UnsupportedModelError, SchemeError, StorageError,
+                     MissingExtraError; nothing is left of `out` then
     """
     refuse_taken(out)
+    formats = formats_named(to, target)
     config = Phi3Config.read(checkpoint_folder)
     checkpoint = Checkpoint.open(checkpoint_folder)
     checkpoint.require(config.weights())
@@ -84,15 +90,20 @@ def convert_checkpoint(
     recipe = make_recipe(
         config, weight_format=weight_format, group_size=group_size, sym=sym, ratio=ratio, scores=scores
     )
-    with staged_folder(out, recipe.nbytes(config.weights())) as staging:
-        _copy_texts(checkpoint_folder, staging)
-        _write_generation_config(checkpoint_folder, staging)
-        write_openvino_tokenizer(checkpoint_folder, staging)
-        with OpenVINOWriter(staging, config, recipe) as writer:
-            write_weights(checkpoint, config, recipe, [writer], progress)
+    with staged_folder(out, sum(kind.nbytes(config, recipe) for kind in formats)) as staging:
+        folders = [staging / kind.word if len(formats) > 1 else staging for kind in formats]
+        _write_texts(checkpoint_folder, config, formats, folders)
+        with ExitStack() as stack:
+            opened = (
+                kind.open_writer(folder, config, recipe)
+                for kind, folder in zip(formats, folders, strict=True)
+            )
+            writers = [stack.enter_context(closing(writer)) for writer in opened]
+            write_weights(checkpoint, config, recipe, writers, progress)
         source = SourceRecord(name, revision, fingerprint(checkpoint_folder, revision=revision))
-        files = hash_files(staging)
-        Manifest(source, recipe.describe(), "openvino", files, __version__).write(staging)
+        for kind, folder, files in zip(formats, folders, _in_threads(hash_files, folders), strict=True):
+            words = recipe.describe() | kind.details
+            Manifest(source, words, kind.runtime, files, __version__).write(folder)
     return recipe
 
 
@@ -100,7 +111,7 @@ def write_weights(
     checkpoint: Checkpoint,
     config: Phi3Config,
     recipe: Recipe,
-    writers: Sequence[OpenVINOWriter],
+    writers: Sequence[Writer],
     progress: Callable[[Progress], None] | None = None,
 ) -> None:
     """Bring every weight of the checkpoint, quantised once, into every writer."""
@@ -158,6 +169,16 @@ def _in_threads(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
         finally:
             for future in pending:
                 future.cancel()
+
+
+def _write_texts(
+    source: Path, config: Phi3Config, formats: Sequence[Format], folders: Sequence[Path]
+) -> None:
+    for kind, folder in zip(formats, folders, strict=True):
+        folder.mkdir(exist_ok=True)
+        _copy_texts(source, folder)
+        _write_generation_config(source, folder)
+        kind.write_texts(source, folder, config)
 
 
 def _copy_texts(source: Path, target: Path) -> None:
