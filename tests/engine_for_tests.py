@@ -1,11 +1,13 @@
 """An engine of a few scripted answers, to be run by aipc.runtimes.process.EngineProcess.
 
 The first id of a prompt says what happens: COUNT gives 1, 2, 3 … without an end, CRASH ends the process,
-RAISE does so with a traceback, anything else gives the prompt back.
+RAISE does so with a traceback, HOLD computes for a minute in native code that keeps Python's lock, anything
+else gives the prompt back.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 from typing import Any
@@ -13,7 +15,7 @@ from typing import Any
 from aipc.errors import SchemeError
 from aipc.runtimes.engine import Inbox, Outbox, Request, serve
 
-COUNT, CRASH, RAISE = 100, 101, 102
+COUNT, CRASH, RAISE, HOLD = 100, 101, 102, 103
 
 
 class ScriptedEngine:
@@ -48,8 +50,15 @@ class ScriptedEngine:
             os._exit(3)
         elif request.prompt[0] == RAISE:
             raise RuntimeError("a pipeline broke")
+        elif request.prompt[0] == HOLD:
+            outbox.ids(request.number, [os.getpid()], end=False)
+            # A PyDLL, unlike a CDLL, does not let go of the lock.
+            ctypes.PyDLL(None).sleep(60)
         else:
-            outbox.ids(request.number, [*request.prompt, *sorted(request.sampling.stop_ids)], end=True)
+            guided = request.sampling.guidance
+            text = [] if guided is None else [*guided.text.encode()]
+            stop_ids = sorted(request.sampling.stop_ids)
+            outbox.ids(request.number, [*request.prompt, *stop_ids, *text], end=True)
 
 
 def main() -> None:

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import gc
+import os
+import signal
+import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from itertools import islice
+from pathlib import Path
 
 import pytest
 
+import stand_in
 from aipc.errors import RuntimeFailedError, SchemeError
-from aipc.runtimes.process import EngineProcess
-from aipc.types import Sampling
+from aipc.runtimes.process import EngineProcess, Worker
+from aipc.types import Guidance, Sampling
 from engine_for_tests import COUNT, CRASH, RAISE
 
 OPTIONS = {"device": "CPU", "fail": False}
@@ -102,7 +109,128 @@ def test_a_process_that_nobody_holds_ends() -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGINT to send to one process")
 def test_ctrl_c_is_the_callers_affair(process: EngineProcess) -> None:
-    import signal
-
     process._process.send_signal(signal.SIGINT)
     assert list(process.stream([7], Sampling())) == [7]
+
+
+@pytest.fixture
+def worker() -> Iterator[Worker]:
+    worker = Worker("engine_for_tests", OPTIONS)
+    yield worker
+    worker.close()
+
+
+def test_after_a_death_the_next_request_has_a_fresh_process(worker: Worker) -> None:
+    other = worker.stream([COUNT], Sampling())
+    next(other)
+    first = worker._process
+    with pytest.raises(RuntimeFailedError, match="code 3"):
+        list(worker.stream([CRASH], Sampling()))
+    with pytest.raises(RuntimeFailedError, match="code 3"):
+        list(other)
+    assert list(worker.stream([7], Sampling())) == [7]
+    assert worker._process is not first
+    assert first._process.returncode == 3
+
+
+def test_a_killed_process_says_so(worker: Worker) -> None:
+    stream = worker.stream([COUNT], Sampling())
+    next(stream)
+    worker._process._process.kill()
+    with pytest.raises(RuntimeFailedError, match="code 1" if sys.platform == "win32" else "ended by SIGKILL"):
+        list(stream)
+    assert list(worker.stream([7], Sampling())) == [7]
+
+
+def test_many_that_ask_after_a_death_share_one_fresh_process(worker: Worker) -> None:
+    worker._process._process.kill()
+    worker._process._process.wait()
+    answers: list[list[int]] = []
+    threads = [
+        threading.Thread(target=lambda n=n: answers.append(list(worker.stream([n], Sampling()))))
+        for n in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(answers) == [[0], [1], [2], [3]]
+    assert worker._process._router._last == 4
+
+
+def test_a_closed_worker_starts_nothing(worker: Worker) -> None:
+    worker.close()
+    with pytest.raises(RuntimeFailedError, match="closed"):
+        list(worker.stream([7], Sampling()))
+
+
+def test_half_a_line_is_no_answer() -> None:
+    """What a killed process leaves in the pipe."""
+    script = (
+        'import os, sys; sys.stdin.readline(); os.write(1, b\'{"id":0,"ready":{}}\\n\'); '
+        'sys.stdin.readline(); os.write(1, b\'{"id":1,"ids":[1\'); os._exit(0)'
+    )
+    process = EngineProcess("engine_for_tests", OPTIONS)
+    process.close()
+    child = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert child.stdin is not None
+    assert child.stdout is not None
+    from aipc.runtimes.process import _Router
+
+    router = _Router(child.stdout)
+    _, opening = router.open()
+    _, answers = router.open()
+    child.stdin.write(b"{}\n{}\n")
+    child.stdin.close()
+    assert opening.get(timeout=20) == {"id": 0, "ready": {}}
+    assert answers.get(timeout=20) == {"ended": True}
+    child.wait()
+    child.stdout.close()
+
+
+def test_guidance_reaches_the_engine(process: EngineProcess) -> None:
+    guided = Sampling(guidance=Guidance("regex", "a|ü"))
+    assert list(process.stream([7], guided)) == [7, *"a|ü".encode()]
+
+
+# Its stdout is the test's pipe: whatever the engine inherited of it would hold the pipe open.
+PARENT = """
+import sys
+from aipc.runtimes.process import EngineProcess
+from aipc.types import Sampling
+from engine_for_tests import {word}
+process = EngineProcess("engine_for_tests", {{"device": "CPU", "fail": False}})
+stream = process.stream([{word}], Sampling(max_new_tokens=10**6))
+next(stream)
+print(process._process.pid, flush=True)
+next(stream) if {word} == 103 else list(stream)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="asks /proc whether a process is there")
+@pytest.mark.parametrize("word", ["COUNT", "HOLD"])
+def test_no_orphan_is_left_by_a_parent_that_is_killed(word: str) -> None:
+    """Also in the middle of native code that keeps Python's lock: no thread of Python could end it then."""
+    environment = stand_in.environment(PYTHONPATH=os.pathsep.join(filter(None, sys.path)))
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT.format(word=word)], stdout=subprocess.PIPE, env=environment
+    )
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    assert Path(f"/proc/{child}").is_dir()
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    parent.stdout.close()
+    until = time.monotonic() + 10
+    while running(child) and time.monotonic() < until:
+        time.sleep(0.02)
+    assert not running(child)
+
+
+def running(pid: int) -> bool:
+    """Whether a process computes: one that has ended may wait for someone to ask how."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return stat.rpartition(")")[2].split()[0] not in {"Z", "X"}

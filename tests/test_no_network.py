@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -68,3 +69,53 @@ def test_a_whole_run_from_conversion_to_answer_opens_no_socket(watched: Watched)
     assert done.stdout.strip()
     assert len(watched.seen("started")) == 2, "the program, and the process that computes"
     assert watched.seen("socket.") == []
+
+
+# Until the answer, without the command line: what imports the runtime, and computes with it.
+ONNX_RUN = """
+import sys
+from pathlib import Path
+from aipc import demo
+from aipc.conversion.convert import convert_checkpoint
+from aipc.runtimes.onnxruntime import open_session
+from aipc.types import Guidance, Sampling
+folder = Path(sys.argv[1])
+convert_checkpoint(demo.path(), folder, name="demo", to=("onnx",))
+session = open_session(folder, "CPU", context_length=2048, precision="int4")
+assert "onnxruntime_genai" not in sys.modules
+print(*session.generate([5, 6, 7], Sampling(max_new_tokens=4)))
+print(*session.generate([5, 6, 7], Sampling(max_new_tokens=4, guidance=Guidance("regex", "a+"))))
+session.close()
+"""
+
+
+def test_a_whole_run_on_onnx_runtime_reports_nothing(watched: Watched, tmp_path: Path) -> None:
+    """Its telemetry first collects in the user's cache, and is sent when the process is some seconds old."""
+    home = tmp_path / "home"
+    home.mkdir()
+    watched.environment |= dict.fromkeys(("HOME", "USERPROFILE", "LOCALAPPDATA", "XDG_CACHE_HOME"), str(home))
+    watched.environment.pop("ORT_DISABLE_TELEMETRY", None)
+    done = watched.run("-c", ONNX_RUN, str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.split()) == 8
+    assert len(watched.seen("started")) == 2
+    assert watched.seen("socket.") == []
+    assert list(home.rglob("*")) == []
+
+
+def traced(watched: Watched, calls: Path, *words: str) -> str:
+    """The system calls for the network that Python and all that it starts make, also in native code."""
+    watched.environment.pop("ORT_DISABLE_TELEMETRY", None)
+    command = ["strace", "-f", "-qq", "-e", "signal=none", "-e", "trace=socket,connect,bind", "-o"]
+    command += [str(calls), sys.executable, *words]
+    done = subprocess.run(command, env=watched.environment, capture_output=True, text=True, check=False)
+    if not calls.is_file():
+        pytest.skip(f"strace may not trace here: {done.stderr[:200]}")
+    assert done.returncode == 0, done.stderr
+    return calls.read_text(encoding="utf-8")
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
+def test_the_native_code_of_onnx_runtime_opens_no_socket_either(watched: Watched, tmp_path: Path) -> None:
+    assert "socket(" in traced(watched, tmp_path / "some", "-c", "import socket; socket.socket().close()")
+    assert traced(watched, tmp_path / "none", "-c", ONNX_RUN, str(tmp_path / "out")) == ""

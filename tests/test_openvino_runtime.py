@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from itertools import islice, zip_longest
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
-import numpy as np
 import pytest
 
-from aipc.conversion.checkpoint import Checkpoint
-from aipc.conversion.convert import write_weights
-from aipc.conversion.openvino_ir import OpenVINOWriter
-from aipc.conversion.recipe import make_recipe
 from aipc.errors import (
     CheckpointError,
     DeviceError,
@@ -26,47 +17,26 @@ from aipc.errors import (
     SchemeError,
     UsageError,
 )
-from aipc.phi3 import Phi3Config
 from aipc.runtimes import openvino_engine
 from aipc.runtimes.engine import Request
-from aipc.runtimes.openvino import OpenVINOSession, available_devices, open_session
+from aipc.runtimes.openvino import available_devices, open_session
 from aipc.runtimes.openvino_engine import BatchEngine, Options, SerialEngine, bucket
 from aipc.runtimes.openvino_errors import gist, translated
-from aipc.runtimes.reference import ReferenceSession
+from aipc.runtimes.session import EngineSession
 from aipc.types import Sampling
-from checkpoints import GQA, WINDOW, write_checkpoint
+from checkpoints import GQA
+from sessions import CONTEXT, GREEDY, RandomModel, Script, ids
 
-CONTEXT = 4096
 NPU_ON_CPU = {"NPUW_DEVICES": "CPU", "NPUW_ONLINE_PIPELINE": "NONE"}
-GREEDY = Sampling(max_new_tokens=24)
-
-
-class Model:
-    """A random model in a folder for OpenVINO, and the numpy reference with the same weights."""
-
-    def __init__(self, folder: Path, shape: dict[str, Any], **recipe: Any) -> None:
-        checkpoint = folder / "checkpoint"
-        weights = write_checkpoint(checkpoint, shape, dtype="F16", max_position_embeddings=CONTEXT)
-        self.config = Phi3Config.read(checkpoint)
-        self.folder = folder / "ir"
-        self.folder.mkdir()
-        shutil.copyfile(checkpoint / "config.json", self.folder / "config.json")
-        scheme = make_recipe(self.config, **recipe)
-        with OpenVINOWriter(self.folder, self.config, scheme) as writer:
-            write_weights(Checkpoint.open(checkpoint), self.config, scheme, [writer])
-        self.reference = ReferenceSession(self.config, weights)
-
-    def open(self, device: str = "CPU", **options: Any) -> OpenVINOSession:
-        return open_session(self.folder, device, context_length=CONTEXT, precision="fp16", **options)
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    return Model(tmp_path_factory.mktemp("fp16"), GQA, weight_format="fp16")
+def model(tmp_path_factory: pytest.TempPathFactory) -> RandomModel:
+    return RandomModel("openvino", tmp_path_factory.mktemp("fp16"), GQA, weight_format="fp16")
 
 
 @pytest.fixture(scope="module")
-def session(model: Model) -> Iterator[OpenVINOSession]:
+def session(model: RandomModel) -> Iterator[EngineSession]:
     session = model.open(exact=True)
     yield session
     session.close()
@@ -78,7 +48,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def npu(model: Model, compiled: Path) -> Iterator[OpenVINOSession]:
+def npu(model: RandomModel, compiled: Path) -> Iterator[EngineSession]:
     # A CPU that has bfloat16 would compute in it.
     session = model.open(
         "NPU", properties=NPU_ON_CPU | {"INFERENCE_PRECISION_HINT": "f32"}, compiled_dir=compiled
@@ -87,84 +57,8 @@ def npu(model: Model, compiled: Path) -> Iterator[OpenVINOSession]:
     session.close()
 
 
-def ids(count: int, seed: int = 0) -> list[int]:
-    return [int(token) for token in np.random.default_rng(seed).integers(3, 300, count)]
-
-
-@pytest.mark.parametrize("length", [1, 5, 40, 300])
-def test_exact_is_the_reference_token_for_token(model: Model, session: OpenVINOSession, length: int) -> None:
-    prompt = ids(length, seed=length)
-    assert list(session.generate(prompt, GREEDY)) == list(model.reference.generate(prompt, GREEDY))
-
-
-def test_exact_holds_where_the_window_slides(tmp_path: Path) -> None:
-    model = Model(tmp_path, WINDOW, weight_format="fp16")
-    session = model.open(exact=True)
-    prompt = ids(70)
-    assert list(session.generate(prompt, GREEDY)) == list(model.reference.generate(prompt, GREEDY))
-    session.close()
-
-
-def test_a_repeated_beginning_changes_nothing(model: Model, session: OpenVINOSession) -> None:
-    """What the cache kept of an earlier prompt is what it would compute again."""
-    beginning = ids(100, seed=5)
-    for tail in (ids(3, seed=6), ids(40, seed=7), []):
-        prompt = beginning + tail
-        assert list(session.generate(prompt, GREEDY)) == list(model.reference.generate(prompt, GREEDY))
-
-
-def test_the_session_says_what_it_is(session: OpenVINOSession) -> None:
-    assert (session.device, session.precision, session.context_length) == ("CPU", "fp16, exact", CONTEXT)
-    assert session.notes == ()
-
-
-def test_streams_side_by_side_are_those_alone(session: OpenVINOSession) -> None:
-    requests = [
-        (ids(300, seed=1), GREEDY),
-        (ids(3, seed=2), Sampling(max_new_tokens=60, temperature=1.5, seed=3)),
-        (ids(20, seed=3), Sampling(max_new_tokens=40, temperature=1.5, seed=3)),
-    ]
-    alone = [list(session.generate(*request)) for request in requests]
-    together = zip_longest(*(session.generate(*request) for request in requests))
-    columns = zip(*together, strict=True)
-    assert [[token for token in column if token is not None] for column in columns] == alone
-
-
-def test_closing_one_stream_leaves_the_others(session: OpenVINOSession) -> None:
-    alone = list(session.generate(ids(9), GREEDY))
-    closed = session.generate(ids(200), Sampling(max_new_tokens=3000))
-    kept = session.generate(ids(9), GREEDY)
-    first = list(islice(kept, 3))
-    next(closed)
-    closed.close()
-    assert first + list(kept) == alone
-
-
-def test_it_ends_with_the_first_of_the_stop_ids(session: OpenVINOSession) -> None:
-    whole = list(session.generate(ids(7), Sampling(max_new_tokens=30)))
-    for place in (0, 4, 9):
-        stop = frozenset({whole[place], 319})
-        expected = whole[: min(whole.index(token) for token in stop if token in whole) + 1]
-        assert list(session.generate(ids(7), Sampling(max_new_tokens=30, stop_ids=stop))) == expected
-
-
-def test_without_stop_ids_the_models_own_end_is_no_end(model: Model, session: OpenVINOSession) -> None:
-    """GenAI would take eos_token_id from the folder's config."""
-    whole = list(session.generate(ids(7), GREEDY))
-    config = json.loads((model.folder / "config.json").read_text(encoding="utf-8")) | {
-        "eos_token_id": whole[2]
-    }
-    other = model.folder.parent / "with-eos"
-    shutil.copytree(model.folder, other)
-    (other / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    (other / "generation_config.json").write_text(json.dumps(config), encoding="utf-8")
-    engine = open_session(other, "CPU", exact=True, context_length=CONTEXT, precision="fp16")
-    assert list(engine.generate(ids(7), GREEDY)) == whole
-    engine.close()
-
-
 def test_a_folder_that_others_made_needs_only_the_model(
-    model: Model, session: OpenVINOSession, tmp_path: Path
+    model: RandomModel, session: EngineSession, tmp_path: Path
 ) -> None:
     for name in ("openvino_model.xml", "openvino_model.bin"):
         shutil.copyfile(model.folder / name, tmp_path / name)
@@ -175,96 +69,7 @@ def test_a_folder_that_others_made_needs_only_the_model(
     foreign.close()
 
 
-def test_a_seed_repeats_an_answer_and_no_seed_draws_one(session: OpenVINOSession) -> None:
-    def answer(seed: int | None) -> list[int]:
-        return list(session.generate(ids(5), Sampling(max_new_tokens=16, temperature=3.0, seed=seed)))
-
-    assert answer(1) == answer(1) != answer(2)
-    assert answer(2**70) == answer(2**70)
-    assert answer(-1) == answer(-1)
-    assert answer(None) != answer(None)
-
-
-def test_sampling_reaches_the_runtime(model: Model, session: OpenVINOSession) -> None:
-    prompt = ids(12)
-    greedy = list(session.generate(prompt, GREEDY))
-    for narrow in ({"top_k": 1}, {"top_p": 1e-6}, {"temperature": 1e-4}):
-        sampling = Sampling(**{"max_new_tokens": 24, "temperature": 5.0, "seed": 1} | narrow)  # type: ignore[arg-type]
-        assert list(session.generate(prompt, sampling)) == greedy
-    penalised = Sampling(max_new_tokens=24, repetition_penalty=1.5)
-    assert list(session.generate(prompt, penalised)) == list(model.reference.generate(prompt, penalised))
-    assert list(session.generate(prompt, penalised)) != greedy
-
-
-def test_the_answer_is_cut_where_the_context_is_full(session: OpenVINOSession) -> None:
-    assert len(list(session.generate(ids(CONTEXT - 5), Sampling(max_new_tokens=100)))) == 5
-
-
-@pytest.mark.parametrize(
-    ("prompt", "error", "words"),
-    [
-        ([], UsageError, "empty"),
-        ([1, -1], UsageError, "id -1; possible are 0 to 319"),
-        ([320], UsageError, "id 320"),
-        ([1] * CONTEXT, PromptTooLongError, "4096 tokens"),
-        ([1] * 5000, PromptTooLongError, r"5000 tokens.*4096"),
-    ],
-)
-def test_what_cannot_be_served_is_refused_at_once(
-    session: OpenVINOSession, prompt: list[int], error: type[Exception], words: str
-) -> None:
-    with pytest.raises(error, match=words):
-        session.generate(prompt, GREEDY)
-
-
-def test_close_ends_the_streams(model: Model) -> None:
-    session = model.open()
-    stream = session.generate(ids(5), Sampling(max_new_tokens=4000))
-    next(stream)
-    session.close()
-    with pytest.raises(RuntimeFailedError, match="closed"):
-        list(stream)
-    with pytest.raises(RuntimeFailedError, match="closed"):
-        next(session.generate(ids(5), GREEDY))
-
-
-class Script:
-    """An inbox and an outbox in one: what is asked next is said by what was answered.
-
-    react   called with the number of a request, how many ids it has, and whether it ended
-    """
-
-    def __init__(self, *requests: Request) -> None:
-        self.queue = list(requests)
-        self.ids: dict[int, list[int]] = {}
-        self.errors: dict[int, Exception] = {}
-        self.gone: set[int] = set()
-        self.closed = False
-        self.react: Callable[[int, int, bool], None] = lambda *_: None
-
-    def take(self, *, wait: bool) -> list[Request]:
-        taken, self.queue = self.queue, []
-        self.closed = self.closed or (wait and not taken)
-        return taken
-
-    def withdrawn(self, number: int) -> bool:
-        return self.closed or number in self.gone
-
-    def forget(self, number: int) -> None:
-        self.gone.discard(number)
-
-    def error(self, number: int, error: Exception) -> None:
-        self.errors[number] = error
-
-    def answer(self, number: int, new: Sequence[int], *, end: bool) -> None:
-        self.ids.setdefault(number, []).extend(new)
-        self.react(number, len(self.ids[number]), end)
-
-    def run(self, engine: Any) -> None:
-        engine.run(self, SimpleNamespace(ids=self.answer, error=self.error))
-
-
-def test_a_long_prompt_neither_stops_the_others_nor_outlives_its_caller(model: Model) -> None:
+def test_a_long_prompt_neither_stops_the_others_nor_outlives_its_caller(model: RandomModel) -> None:
     engine = openvino_engine.load(Options(str(model.folder), "CPU", False, {}, None))
     assert isinstance(engine, BatchEngine)
     script = Script(Request(1, ids(4), Sampling(max_new_tokens=12)))
@@ -283,7 +88,7 @@ def test_a_long_prompt_neither_stops_the_others_nor_outlives_its_caller(model: M
     assert not engine._pipeline.has_non_finished_requests()
 
 
-def test_the_last_stream_that_is_withdrawn_leaves_nothing(model: Model) -> None:
+def test_the_last_stream_that_is_withdrawn_leaves_nothing(model: RandomModel) -> None:
     engine = openvino_engine.load(Options(str(model.folder), "CPU", False, {}, None))
     assert isinstance(engine, BatchEngine)
     script = Script(Request(1, ids(40), Sampling(max_new_tokens=3000)))
@@ -298,7 +103,7 @@ def test_the_last_stream_that_is_withdrawn_leaves_nothing(model: Model) -> None:
     assert not engine._pipeline.has_non_finished_requests()
 
 
-def test_a_request_that_genai_refuses_ends_alone(model: Model) -> None:
+def test_a_request_that_genai_refuses_ends_alone(model: RandomModel) -> None:
     engine = openvino_engine.load(Options(str(model.folder), "CPU", False, {}, None))
     assert isinstance(engine, BatchEngine)
     script = Script(Request(1, [], GREEDY), Request(2, ids(4), GREEDY))
@@ -308,7 +113,7 @@ def test_a_request_that_genai_refuses_ends_alone(model: Model) -> None:
 
 
 def test_a_model_that_paged_attention_refuses_answers_one_at_a_time(
-    model: Model, session: OpenVINOSession, monkeypatch: pytest.MonkeyPatch
+    model: RandomModel, session: EngineSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> None:
         raise RuntimeError("Exception from pass.cpp:1:\nnothing to transform")
@@ -333,7 +138,7 @@ def test_a_model_that_paged_attention_refuses_answers_one_at_a_time(
 
 @pytest.mark.skipif(len(available_devices()) > 1, reason="has more devices than a CPU")
 @pytest.mark.parametrize(("device", "hint"), [("NPU", "driver"), ("GPU.0", "driver"), ("AUTO", "CPU")])
-def test_an_absent_device_is_named_with_those_present(model: Model, device: str, hint: str) -> None:
+def test_an_absent_device_is_named_with_those_present(model: RandomModel, device: str, hint: str) -> None:
     with pytest.raises(DeviceError, match=f"no device '{device}'.*CPU") as caught:
         model.open(device)
     assert hint in caught.value.hint
@@ -360,7 +165,9 @@ def truncate(path: Path) -> None:
     ],
     ids=["half a bin", "no bin", "half an xml", "no xml inside", "no xml"],
 )
-def test_a_damaged_folder_is_named(model: Model, tmp_path: Path, damage: Callable[[Path], None]) -> None:
+def test_a_damaged_folder_is_named(
+    model: RandomModel, tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
     folder = tmp_path / "damaged"
     shutil.copytree(model.folder, folder)
     damage(folder)
@@ -368,7 +175,7 @@ def test_a_damaged_folder_is_named(model: Model, tmp_path: Path, damage: Callabl
         openvino_engine.load(Options(str(folder), "CPU", False, {}, None))
 
 
-def test_an_unknown_property_is_the_callers_mistake(model: Model) -> None:
+def test_an_unknown_property_is_the_callers_mistake(model: RandomModel) -> None:
     with pytest.raises(UsageError, match="NO_SUCH"):
         openvino_engine.load(Options(str(model.folder), "CPU", False, {"NO_SUCH": 1}, None))
 
@@ -397,21 +204,21 @@ def test_the_gist_leaves_out_where_it_happened() -> None:
     assert gist(MemoryError()) == "MemoryError"
 
 
-def test_the_npu_pipeline_gives_the_references_tokens(model: Model, npu: OpenVINOSession) -> None:
+def test_the_npu_pipeline_gives_the_references_tokens(model: RandomModel, npu: EngineSession) -> None:
     assert npu.device == "NPU (NPUW on CPU)"
     for length in (2, 30, 300):
         prompt = ids(length, seed=length)
         assert list(npu.generate(prompt, GREEDY)) == list(model.reference.generate(prompt, GREEDY))
 
 
-def test_the_npu_answers_one_after_another(npu: OpenVINOSession) -> None:
+def test_the_npu_answers_one_after_another(npu: EngineSession) -> None:
     alone = [list(npu.generate(ids(9, seed), GREEDY)) for seed in range(3)]
     streams = [npu.generate(ids(9, seed), GREEDY) for seed in range(3)]
     together = [list(column) for column in zip(*zip(*streams, strict=True), strict=True)]
     assert together == alone
 
 
-def test_the_npu_stops_samples_and_is_cancelled(npu: OpenVINOSession) -> None:
+def test_the_npu_stops_samples_and_is_cancelled(npu: EngineSession) -> None:
     whole = list(npu.generate(ids(9), GREEDY))
     stop = frozenset({whole[5], 319})
     expected = whole[: whole.index(whole[5]) + 1]
@@ -427,7 +234,7 @@ def test_the_npu_stops_samples_and_is_cancelled(npu: OpenVINOSession) -> None:
 
 
 def test_the_npu_is_compiled_again_only_for_what_needs_it(
-    session: OpenVINOSession, npu: OpenVINOSession, compiled: Path
+    session: EngineSession, npu: EngineSession, compiled: Path
 ) -> None:
     def shapes() -> set[str]:
         return {path.name for path in compiled.iterdir()}
@@ -443,13 +250,13 @@ def test_the_npu_is_compiled_again_only_for_what_needs_it(
     assert all(any(folder.iterdir()) for folder in compiled.iterdir())
 
 
-def test_the_npu_refuses_a_prompt_that_it_would_misunderstand(npu: OpenVINOSession) -> None:
+def test_the_npu_refuses_a_prompt_that_it_would_misunderstand(npu: EngineSession) -> None:
     with pytest.raises(UsageError, match="two tokens or more"):
         next(npu.generate([5], GREEDY))
     assert len(list(npu.generate([5, 6], GREEDY))) == 24
 
 
-def test_a_prompt_too_long_for_the_npu_names_both_numbers(npu: OpenVINOSession) -> None:
+def test_a_prompt_too_long_for_the_npu_names_both_numbers(npu: EngineSession) -> None:
     with pytest.raises(PromptTooLongError, match=r"5000 tokens.*4096"):
         npu.generate([1] * 5000, GREEDY)
 
@@ -462,19 +269,19 @@ def test_buckets(tokens: int, compiled_for: int) -> None:
 
 
 def test_the_npu_refuses_a_scheme_before_it_compiles(tmp_path: Path) -> None:
-    model = Model(tmp_path, GQA, weight_format="int4", group_size=32)
+    model = RandomModel("openvino", tmp_path, GQA, weight_format="int4", group_size=32)
     with pytest.raises(SchemeError, match="groups of 32") as caught:
         model.open("NPU", properties=NPU_ON_CPU)
-    assert "aipc convert MODEL --weight-format int4 --sym --group-size 128 ir-npu" in caught.value.hint
+    assert "aipc convert MODEL --weight-format int4 --sym --group-size 128 openvino-npu" in caught.value.hint
 
 
 def test_the_npu_takes_channel_wise_int4(tmp_path: Path) -> None:
-    model = Model(tmp_path, GQA, weight_format="int4", group_size=-1)
+    model = RandomModel("openvino", tmp_path, GQA, weight_format="int4", group_size=-1)
     session = model.open("NPU", properties=NPU_ON_CPU)
     assert len(list(session.generate(ids(9), GREEDY))) == 24
     session.close()
 
 
-def test_the_npu_has_no_exact_arithmetic(model: Model) -> None:
+def test_the_npu_has_no_exact_arithmetic(model: RandomModel) -> None:
     with pytest.raises(DeviceError, match="float16"):
         openvino_engine.load(Options(str(model.folder), "NPU", True, NPU_ON_CPU, None))

@@ -13,7 +13,8 @@ import golden
 from aipc.errors import PromptTooLongError, RuntimeFailedError, UsageError
 from aipc.phi3 import Phi3Config
 from aipc.runtimes.base import Session
-from aipc.runtimes.reference import ReferenceSession, choose, probabilities, rotate, silu, softmax, visible
+from aipc.runtimes.reference import ReferenceSession, rotate, silu, visible
+from aipc.runtimes.sampling import choose, probabilities, softmax
 from aipc.types import Sampling
 from checkpoints import TINY
 from golden import CASES, SAMPLING, Golden, load_golden

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from aipc.errors import UsageError
+from aipc.errors import UsageError, shown
 
 FinishReason = Literal["stop", "length", "cancelled"]
 
 ROLES = ("system", "user", "assistant")
+
+# What a grammar may cost before a runtime has even looked at it.
+MAX_GUIDANCE_CHARS = 65_536
+MAX_SCHEMA_DEPTH = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +47,78 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True)
+class Guidance:
+    """What an answer must look like: the runtime lets no other token through.
+
+    kind   of `text`: a JSON schema, or a regular expression for the whole answer
+    """
+
+    kind: Literal["json_schema", "regex"]
+    text: str
+
+    @classmethod
+    def parse(cls, response_format: Mapping[str, object] | None) -> Guidance | None:
+        """Guidance from a response_format, as OpenAI's clients write it; None for free text.
+
+        raises   UsageError
+        """
+        if response_format is None:
+            return None
+        kind = response_format.get("type") if isinstance(response_format, Mapping) else None
+        if kind == "text":
+            return None
+        if kind == "json_object":
+            return cls("json_schema", '{"type":"object"}')
+        if kind == "json_schema":
+            return cls("json_schema", _schema_text(response_format.get("json_schema")))
+        if kind == "regex":
+            return cls("regex", _pattern(response_format.get("pattern")))
+        raise UsageError(
+            f"there is no response_format {shown(response_format)}; possible types: text, json_object, "
+            "json_schema, regex",
+            hint='for example {"type": "json_schema", "json_schema": {"schema": {"type": "object"}}} '
+            'or {"type": "regex", "pattern": "yes|no"}',
+        )
+
+
+def _schema_text(described: object) -> str:
+    schema = described.get("schema") if isinstance(described, Mapping) else None
+    if not isinstance(schema, Mapping):
+        raise UsageError(
+            f"response_format has no JSON schema, but {shown(described)}",
+            hint='write it as {"type": "json_schema", "json_schema": {"schema": {...}}}',
+        )
+    # Level by level: a recursion is what a hostile schema would want.
+    level: list[object] = [schema]
+    for _ in range(MAX_SCHEMA_DEPTH):
+        level = [inner for value in level for inner in _inside(value)]
+    if level:
+        raise UsageError(f"the JSON schema is nested more than {MAX_SCHEMA_DEPTH} levels deep")
+    try:
+        return _bounded(json.dumps(schema, separators=(",", ":"), ensure_ascii=False), "JSON schema")
+    except (TypeError, ValueError) as exc:
+        raise UsageError(f"the JSON schema cannot be written as JSON: {exc}") from exc
+
+
+def _inside(value: object) -> list[object]:
+    if isinstance(value, Mapping):
+        return list(value.values())
+    return list(value) if isinstance(value, list | tuple) else []
+
+
+def _pattern(pattern: object) -> str:
+    if not isinstance(pattern, str) or not pattern:
+        raise UsageError(f"the pattern of a regex response_format is text, not {shown(pattern)}")
+    return _bounded(pattern, "pattern")
+
+
+def _bounded(text: str, what: str) -> str:
+    if len(text) > MAX_GUIDANCE_CHARS:
+        raise UsageError(f"the {what} has {len(text)} characters; possible are {MAX_GUIDANCE_CHARS}")
+    return text
+
+
+@dataclass(frozen=True, slots=True)
 class Sampling:
     """How the next token is chosen, and when to stop.
 
@@ -50,6 +127,7 @@ class Sampling:
     repetition_penalty   1.0 switches it off
     seed                 None draws one
     stop_ids             generation ends with the first of these, which is the last id given out
+    guidance             what the answer must look like; None for free text
     """
 
     max_new_tokens: int = 1024
@@ -59,6 +137,7 @@ class Sampling:
     repetition_penalty: float = 1.0
     seed: int | None = None
     stop_ids: frozenset[int] = frozenset()
+    guidance: Guidance | None = None
 
     def __post_init__(self) -> None:
         checks = (

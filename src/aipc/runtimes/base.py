@@ -67,6 +67,7 @@ class RuntimeInfo:
     distribution the package on PyPI whose version marks what it compiled
     model_file   a folder that holds this file is for this runtime
     devices      kinds of device it reaches, as the first part of a device word
+    compiles     whether it keeps what it compiles for a GPU or an NPU
     """
 
     name: str
@@ -77,6 +78,7 @@ class RuntimeInfo:
     distribution: str
     model_file: str
     devices: tuple[str, ...]
+    compiles: bool
 
 
 OPENVINO = RuntimeInfo(
@@ -88,6 +90,19 @@ OPENVINO = RuntimeInfo(
     distribution="openvino-genai",
     model_file="openvino_model.xml",
     devices=("NPU", "GPU", "CPU"),
+    compiles=True,
 )
 
-RUNTIMES: dict[str, RuntimeInfo] = {info.name: info for info in (OPENVINO,)}
+ONNXRUNTIME = RuntimeInfo(
+    name="onnxruntime",
+    title="ONNX Runtime GenAI",
+    module="aipc.runtimes.onnxruntime",
+    extra="onnx",
+    packages=("onnxruntime", "onnxruntime_genai"),
+    distribution="onnxruntime-genai",
+    model_file="genai_config.json",
+    devices=("CPU", "CUDA", "DML"),
+    compiles=False,
+)
+
+RUNTIMES: dict[str, RuntimeInfo] = {info.name: info for info in (OPENVINO, ONNXRUNTIME)}

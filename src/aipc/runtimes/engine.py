@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import IO, Any, NoReturn, Protocol
 
 from aipc.errors import AipcError
-from aipc.types import Sampling
+from aipc.types import Guidance, Sampling
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +74,7 @@ class Inbox:
             if "cancel" in message:
                 self._withdrawn.add(message["cancel"])
             else:
-                fields = message["sampling"]
-                sampling = Sampling(**fields | {"stop_ids": frozenset(fields["stop_ids"])})
-                self._requests.put(Request(message["id"], message["prompt"], sampling))
+                self._requests.put(Request(message["id"], message["prompt"], _sampling(message["sampling"])))
         self.closed = True
         self._requests.put(None)
 
@@ -128,6 +126,16 @@ def serve(load: Callable[[dict[str, Any]], Engine]) -> NoReturn:
     # Nothing is left to save, and the farewells of native libraries have crashed before.
     sys.stderr.flush()
     os._exit(code)
+
+
+def _sampling(fields: Mapping[str, Any]) -> Sampling:
+    """What dataclasses.asdict and JSON made of it, undone."""
+    guidance = fields["guidance"]
+    rebuilt = {
+        "stop_ids": frozenset(fields["stop_ids"]),
+        "guidance": None if guidance is None else Guidance(**guidance),
+    }
+    return Sampling(**{**fields, **rebuilt})
 
 
 def _claim_stdout() -> IO[bytes]:

@@ -1,23 +1,20 @@
 """OpenVINO GenAI behind `Session`: CPU, GPU and NPU.
 
-The pipelines run in a process of their own (aipc.runtimes.process says why); this side checks what is
-asked, and knows the devices.
+The pipelines run in a process of their own (aipc.runtimes.process says why); this side knows the devices.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import secrets
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aipc.errors import MissingExtraError, PromptTooLongError, UsageError, require
+from aipc.errors import MissingExtraError, require
 from aipc.phi3 import read_json_object
 from aipc.runtimes.base import OPENVINO, Device, DeviceKind
-from aipc.runtimes.process import EngineProcess
-from aipc.types import Sampling
+from aipc.runtimes.process import Worker
+from aipc.runtimes.session import EngineSession
 
 if TYPE_CHECKING:
     import openvino
@@ -48,7 +45,7 @@ def open_session(
     raises   DeviceError, SchemeError, CheckpointError, MissingExtraError, RuntimeFailedError
     """
     _require_packages()
-    process = EngineProcess(
+    worker = Worker(
         _ENGINE,
         {
             "folder": str(folder),
@@ -58,57 +55,11 @@ def open_session(
             "compiled_dir": None if compiled_dir is None or device == "CPU" else str(compiled_dir),
         },
     )
-    return OpenVINOSession(process, _vocab_size(folder), context_length, precision + ", exact" * exact)
+    return OpenVINOSession(worker, _vocab_size(folder), context_length, precision + ", exact" * exact)
 
 
-class OpenVINOSession:
-    """A `Session`: several streams at once on CPU and GPU, one on the NPU.
-
-    notes   what happened while it was loaded, for people
-    """
-
-    def __init__(
-        self, process: EngineProcess, vocab_size: int | None, context_length: int, precision: str
-    ) -> None:
-        self._process = process
-        self._vocab_size = vocab_size
-        self.device: str = process.ready["device"]
-        self.notes: tuple[str, ...] = tuple(process.ready["notes"])
-        self.precision = precision
-        self.context_length = context_length
-
-    def generate(self, prompt: Sequence[int], sampling: Sampling) -> Iterator[int]:
-        """The ids that follow `prompt`; see `Session.generate`.
-
-        raises   UsageError for an empty prompt or an id that does not exist; PromptTooLongError;
-                 RuntimeFailedError
-        """
-        room = self.context_length - len(prompt)
-        if not prompt:
-            raise UsageError("the prompt is empty", hint="give at least one token")
-        if room < 1:
-            raise PromptTooLongError(
-                f"the prompt has {len(prompt)} tokens; prompt and answer together have room for "
-                f"{self.context_length} on {self.device}",
-                hint="shorten the prompt",
-            )
-        self._check_ids(prompt)
-        # numpy's integers are no int to JSON.
-        ids = [int(token) for token in prompt]
-        seed = secrets.randbits(32) if sampling.seed is None else sampling.seed % 2**32
-        fitting = replace(sampling, max_new_tokens=min(sampling.max_new_tokens, room), seed=seed)
-        return self._process.stream(ids, fitting)
-
-    def close(self) -> None:
-        """Free the device; every running stream ends with RuntimeFailedError."""
-        self._process.close()
-
-    def _check_ids(self, prompt: Sequence[int]) -> None:
-        """GenAI looks an id up without looking at it first."""
-        low, high = min(prompt), max(prompt)
-        if low < 0 or (self._vocab_size is not None and high >= self._vocab_size):
-            limit = "0 or more" if self._vocab_size is None else f"0 to {self._vocab_size - 1}"
-            raise UsageError(f"the prompt has the id {low if low < 0 else high}; possible are {limit}")
+class OpenVINOSession(EngineSession):
+    """A `Session`: several streams at once on CPU and GPU, one on the NPU."""
 
 
 def available_devices() -> list[Device]:

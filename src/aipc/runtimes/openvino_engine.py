@@ -24,6 +24,8 @@ require("openvino", "openvino")
 import openvino  # noqa: E402
 import openvino_genai as genai  # noqa: E402
 
+from aipc.runtimes.openvino_grammar import Grammars, structured_output  # noqa: E402
+
 # float32 in every place where the runtime would take less.
 EXACT = {
     "INFERENCE_PRECISION_HINT": "f32",
@@ -87,10 +89,10 @@ def load(options: Options) -> Engine:
         if type(error) is not RuntimeFailedError:
             raise error from exc
     else:
-        return BatchEngine(batching, options.device)
+        return BatchEngine(batching, options.device, Grammars(options.folder))
     note = f"paged attention does not take this model ({error.message}): it answers one request at a time"
     pipeline = _pipeline(options.folder, options.device, {"ATTENTION_BACKEND": "SDPA"} | properties)
-    return SerialEngine(lambda _tokens: pipeline, options.device, (note,))
+    return SerialEngine(lambda _tokens: pipeline, options.device, Grammars(options.folder), (note,))
 
 
 def require_device(device: str) -> None:
@@ -128,6 +130,8 @@ def generation_config(sampling: Sampling) -> genai.GenerationConfig:
     config.ignore_eos = not sampling.stop_ids
     config.stop_token_ids = set(sampling.stop_ids) or {0}
     config.set_eos_token_id(min(config.stop_token_ids))
+    if sampling.guidance is not None:
+        config.structured_output_config = structured_output(sampling.guidance)
     if sampling.greedy:
         return config
     config.do_sample = True
@@ -142,8 +146,9 @@ def generation_config(sampling: Sampling) -> genai.GenerationConfig:
 class BatchEngine:
     """Continuous batching: each step computes one token of every stream, and chunks of new prompts."""
 
-    def __init__(self, pipeline: genai.ContinuousBatchingPipeline, device: str) -> None:
+    def __init__(self, pipeline: genai.ContinuousBatchingPipeline, device: str, grammars: Grammars) -> None:
         self._pipeline = pipeline
+        self._grammars = grammars
         self._streams: dict[int, genai.GenerationHandle] = {}
         self.about: Mapping[str, object] = {"device": device, "notes": []}
         self._warm_up()
@@ -163,9 +168,12 @@ class BatchEngine:
 
     def _admit(self, request: Request, outbox: Outbox) -> None:
         try:
+            self._grammars.check(request.sampling.guidance)
             self._streams[request.number] = self._pipeline.add_request(
                 request.number, as_tensor(request.prompt), generation_config(request.sampling)
             )
+        except AipcError as error:
+            outbox.error(request.number, error)
         except RuntimeError as exc:
             outbox.error(request.number, _failed(exc))
 
@@ -204,9 +212,14 @@ class SerialEngine:
     """
 
     def __init__(
-        self, pipeline_for: Callable[[int], genai.LLMPipeline], device: str, notes: tuple[str, ...] = ()
+        self,
+        pipeline_for: Callable[[int], genai.LLMPipeline],
+        device: str,
+        grammars: Grammars,
+        notes: tuple[str, ...] = (),
     ) -> None:
         self._pipeline_for = pipeline_for
+        self._grammars = grammars
         self.about: Mapping[str, object] = {"device": device, "notes": list(notes)}
         pipeline_for(2).generate(as_tensor([0, 0]), generation_config(_WARM_UP))
 
@@ -221,6 +234,7 @@ class SerialEngine:
     def _answer(self, request: Request, inbox: Inbox, outbox: Outbox) -> None:
         streamer = _Streamer(request, inbox, outbox)
         try:
+            self._grammars.check(request.sampling.guidance)
             while not streamer.ended:
                 self._continue(streamer)
         except AipcError as error:
@@ -228,7 +242,8 @@ class SerialEngine:
         except RuntimeError as exc:
             outbox.error(request.number, _failed(exc))
         else:
-            outbox.ids(request.number, [], end=True)
+            if not inbox.withdrawn(request.number):
+                outbox.ids(request.number, [], end=True)
 
     def _continue(self, streamer: _Streamer) -> None:
         """Generate until the answer ends, or until a pipeline of fixed shapes is full."""
@@ -326,7 +341,7 @@ def _load_npu(options: Options) -> SerialEngine:
     if options.exact:
         raise DeviceError("the NPU computes in float16: it has no exact arithmetic", hint="take --device CPU")
     word = "NPU" if stand_in == "NPU" else f"NPU (NPUW on {stand_in})"
-    return SerialEngine(NPUPipelines(options), word, notes)
+    return SerialEngine(NPUPipelines(options), word, Grammars(options.folder), notes)
 
 
 def _pipeline(folder: str, device: str, properties: Mapping[str, Any]) -> genai.LLMPipeline:

@@ -15,6 +15,7 @@ import contextlib
 import dataclasses
 import json
 import queue
+import signal
 import subprocess
 import sys
 import tempfile
@@ -25,6 +26,7 @@ from typing import IO, Any, cast
 
 from aipc import errors
 from aipc.errors import AipcError, RuntimeFailedError
+from aipc.runtimes.orphans import Lifeline, lifeline
 from aipc.types import Sampling
 
 # On Windows a thread that waits without a limit does not hear Ctrl+C.
@@ -32,7 +34,11 @@ _WAIT_S = 0.2
 _EXIT_S = 2.0
 
 # The caller's path, without the current folder: nothing that lies there is imported by accident.
-_CHILD = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from {module} import main; main()"
+_CHILD = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "from aipc.runtimes.orphans import end_with_parent; end_with_parent(sys.argv[2]); "
+    "from {module} import main; main()"
+)
 
 _Answers = queue.SimpleQueue[dict[str, Any]]
 
@@ -49,6 +55,7 @@ class EngineProcess:
 
     def __init__(self, module: str, options: Mapping[str, object]) -> None:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process writes to it
+        line = lifeline()
         self._process = subprocess.Popen(
             [
                 sys.executable,
@@ -56,16 +63,19 @@ class EngineProcess:
                 "-c",
                 _CHILD.format(module=module),
                 json.dumps([p for p in sys.path if p]),
+                line.word,
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
+            **line.options,
         )
+        line.hold(self._process)
         self._router = _Router(cast("IO[bytes]", self._process.stdout))
         # Reentrant, because a stream that is collected as garbage may cancel itself in the middle of a send.
         self._sending = threading.RLock()
         # Garbage collection, the interpreter's exit and close() all end the process, whichever is first.
-        self._end = weakref.finalize(self, _end, self._process, self._router, self._log)
+        self._end = weakref.finalize(self, _end, self._process, self._router, self._log, line)
         try:
             opening = self._router.open()
             self._send({"open": dict(options)})
@@ -74,6 +84,11 @@ class EngineProcess:
             self._process.kill()
             self.close()
             raise
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can take a request, as far as is known."""
+        return self._end.alive and not self._router.ended and self._process.poll() is None
 
     def stream(self, prompt: Sequence[int], sampling: Sampling) -> Iterator[int]:
         """The ids that follow `prompt`. Closing the iterator withdraws the request.
@@ -133,12 +148,51 @@ class EngineProcess:
         self._log.seek(0)
         words = self._log.read().decode("utf-8", "replace").strip().splitlines()
         failure = RuntimeFailedError(
-            f"the runtime's process ended with the code {self._process.returncode}"
+            f"the runtime's process {_ending(self._process.returncode)}"
             + (f": {words[-1][:300]}" if words else ""),
-            hint="load the model again; if it happens again, see what --verbose says",
+            hint="ask again, which starts it anew; if it happens again, see what --verbose says",
         )
         failure.add_note("\n".join(words[-40:]))
         return failure
+
+
+class Worker:
+    """An `EngineProcess`, and a fresh one for the request that comes after its death.
+
+    ready     what the first engine said of itself when it was loaded
+
+    raises    as EngineProcess
+    """
+
+    def __init__(self, module: str, options: Mapping[str, object]) -> None:
+        self._module = module
+        self._options = dict(options)
+        self._lock = threading.Lock()
+        self._closed = False
+        self._process = EngineProcess(module, options)
+        self.ready = self._process.ready
+
+    def stream(self, prompt: Sequence[int], sampling: Sampling) -> Iterator[int]:
+        """The ids that follow `prompt`. Closing the iterator withdraws the request.
+
+        raises   as EngineProcess, and what its loading raises where it must be started again
+        """
+        yield from self._living().stream(prompt, sampling)
+
+    def close(self) -> None:
+        """End the process; every running stream ends with RuntimeFailedError."""
+        self._closed = True
+        self._process.close()
+
+    def _living(self) -> EngineProcess:
+        with self._lock:
+            if not self._closed and not self._process.alive:
+                self._process.close()
+                self._process = EngineProcess(self._module, self._options)
+                if self._closed:
+                    # close() was called while it was loaded, and closed the one before.
+                    self._process.close()
+            return self._process
 
 
 class _Router:
@@ -149,7 +203,7 @@ class _Router:
         self._lock = threading.RLock()
         self._waiting: dict[int, _Answers] = {}
         self._last = -1
-        self._ended = False
+        self.ended = False
         self._thread = threading.Thread(target=self._read, name="aipc-engine-answers", daemon=True)
         self._thread.start()
 
@@ -159,7 +213,7 @@ class _Router:
         with self._lock:
             self._last += 1
             self._waiting[self._last] = answers
-            if self._ended:
+            if self.ended:
                 answers.put({"ended": True})
             return self._last, answers
 
@@ -174,19 +228,25 @@ class _Router:
             self._thread.join()
 
     def _read(self) -> None:
-        for line in self._pipe:
-            answer = json.loads(line)
+        try:
+            for line in self._pipe:
+                # A process that is killed may leave half a line.
+                if line.endswith(b"\n"):
+                    self._deliver(json.loads(line))
+        finally:
             with self._lock:
-                answers = self._waiting.get(answer["id"])
-            if answers is not None:
-                answers.put(answer)
+                self.ended = True
+                for answers in self._waiting.values():
+                    answers.put({"ended": True})
+
+    def _deliver(self, answer: dict[str, Any]) -> None:
         with self._lock:
-            self._ended = True
-            for answers in self._waiting.values():
-                answers.put({"ended": True})
+            answers = self._waiting.get(answer["id"])
+        if answers is not None:
+            answers.put(answer)
 
 
-def _end(process: subprocess.Popen[bytes], router: _Router, log: IO[bytes]) -> None:
+def _end(process: subprocess.Popen[bytes], router: _Router, log: IO[bytes], line: Lifeline) -> None:
     """The end of its input ends the engine; one that is deep in a compiler is stopped from outside."""
     with contextlib.suppress(OSError):
         cast("IO[bytes]", process.stdin).close()
@@ -195,9 +255,17 @@ def _end(process: subprocess.Popen[bytes], router: _Router, log: IO[bytes]) -> N
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+    line.close()
     router.join()
     cast("IO[bytes]", process.stdout).close()
     log.close()
+
+
+def _ending(code: int) -> str:
+    """How a process ended, for people."""
+    if code < 0 and -code in set(signal.Signals):
+        return f"was ended by {signal.Signals(-code).name}"
+    return f"ended with the code {code}"
 
 
 def _rebuilt(failure: Mapping[str, str]) -> AipcError:

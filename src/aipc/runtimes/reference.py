@@ -12,6 +12,7 @@ import numpy as np
 
 from aipc.errors import PromptTooLongError, RuntimeFailedError, UsageError
 from aipc.phi3 import Phi3Config
+from aipc.runtimes.sampling import choose, softmax
 from aipc.types import Sampling
 
 
@@ -177,48 +178,7 @@ def visible(positions: np.ndarray, tokens: int, window: int | None) -> np.ndarra
     return seen if window is None else seen & (key > query - window)
 
 
-def softmax(x: np.ndarray) -> np.ndarray:
-    """Along the last axis; at least one entry of each row is finite."""
-    powers = np.exp(x - np.max(x, axis=-1, keepdims=True))
-    shares: np.ndarray = powers / np.sum(powers, axis=-1, keepdims=True)
-    return shares
-
-
 def silu(x: np.ndarray) -> np.ndarray:
     """x * sigmoid(x), written so that it cannot overflow."""
     activated: np.ndarray = x * (np.float32(0.5) + np.float32(0.5) * np.tanh(x * np.float32(0.5)))
     return activated
-
-
-def choose(logits: np.ndarray, tokens: Sequence[int], sampling: Sampling, random: np.random.Generator) -> int:
-    """The next token: the likeliest, or one drawn by `probabilities`.
-
-    logits    [vocab_size] float32
-    tokens    prompt and answer so far; the repetition penalty falls on each of them once
-    """
-    if sampling.greedy:
-        return int(np.argmax(penalised(logits, tokens, sampling.repetition_penalty)))
-    return int(random.choice(len(logits), p=probabilities(logits, tokens, sampling)))
-
-
-def penalised(logits: np.ndarray, tokens: Sequence[int], penalty: float) -> np.ndarray:
-    """Scores in which every token that occurred is less likely, if the penalty is above 1; float64."""
-    scores = logits.astype(np.float64)
-    seen = np.unique(np.asarray(tokens, np.intp))
-    scores[seen] = np.where(scores[seen] < 0, scores[seen] * penalty, scores[seen] / penalty)
-    return scores
-
-
-def probabilities(logits: np.ndarray, tokens: Sequence[int], sampling: Sampling) -> np.ndarray:
-    """How likely each token is drawn: penalty, then temperature, top_k and top_p; [vocab_size] float64."""
-    scores = penalised(logits, tokens, sampling.repetition_penalty) / sampling.temperature
-    if 0 < sampling.top_k < len(scores):
-        scores[scores < np.partition(scores, -sampling.top_k)[-sampling.top_k]] = -np.inf
-    shares = softmax(scores)
-    if sampling.top_p < 1.0:
-        # Kept are the fewest likely tokens that reach top_p together: those before which it is not reached.
-        order = np.argsort(-shares, kind="stable")
-        before = np.cumsum(shares[order]) - shares[order]
-        shares[order[before >= sampling.top_p]] = 0.0
-        shares /= shares.sum()
-    return shares

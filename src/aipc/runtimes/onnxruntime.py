@@ -1,0 +1,137 @@
+"""ONNX Runtime GenAI behind `Session`: CPU, CUDA and DirectML.
+
+It computes in a process of its own (aipc.runtimes.process says why); this side knows packages and devices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from aipc.errors import CheckpointError, DeviceError, UsageError, shown
+from aipc.phi3 import read_json_object
+from aipc.runtimes import onnxruntime_devices as devices
+from aipc.runtimes.base import ONNXRUNTIME, Device
+from aipc.runtimes.packages import installed_flavour, require_provider
+from aipc.runtimes.process import Worker
+from aipc.runtimes.session import EngineSession
+
+_ENGINE = "aipc.runtimes.onnxruntime_engine"
+
+# Where LongRoPE's factors change in all of Microsoft's models that have them.
+_USUAL_BORDER = 4096
+
+
+def open_session(
+    folder: Path,
+    device: str,
+    *,
+    exact: bool = False,
+    properties: Mapping[str, object] | None = None,
+    compiled_dir: Path | None = None,
+    context_length: int,
+    precision: str,
+) -> OnnxRuntimeSession:
+    """A converted folder, loaded and warm.
+
+    device           "CPU", "CUDA:0", "DML:0"; no other is taken in its place
+    exact            float32 arithmetic, which the CPU has for weights that are not quantised
+    properties       session options of ONNX Runtime, which win over ours
+    compiled_dir     not used: nothing is compiled that is worth keeping
+    context_length   most tokens of prompt and answer together
+    precision        of the weights, for people
+
+    raises   DeviceError, CheckpointError, UnsupportedModelError, MissingExtraError, UsageError,
+             RuntimeFailedError
+    """
+    device = device if device == "CPU" or ":" in device else f"{device}:0"
+    _require_device(device)
+    if exact:
+        _require_exact(device, precision)
+    model = _model(folder)
+    context = min(context_length, _number(model.get("context_length"), context_length))
+    worker = Worker(
+        _ENGINE,
+        {
+            "folder": str(folder),
+            "device": device,
+            "properties": dict(properties or {}),
+            "context_length": context,
+            "rope_border": _rope_border(folder, context),
+        },
+    )
+    vocab_size = _number(model.get("vocab_size"), 0) or None
+    return OnnxRuntimeSession(worker, vocab_size, context, precision + ", exact" * exact)
+
+
+class OnnxRuntimeSession(EngineSession):
+    """A `Session`: one stream at a time, the next waits."""
+
+
+def available_devices() -> list[Device]:
+    """The devices that the installed package reaches and that are there.
+
+    raises   MissingExtraError
+    """
+    providers = installed_flavour().providers
+    found = [devices.cpu()]
+    if "CUDA" in providers:
+        found += devices.cuda_devices()
+    if "DML" in providers:
+        found += devices.dml_devices()
+    return found
+
+
+def _require_device(device: str) -> None:
+    """Refuse a device that is not there, or that the installed package cannot reach.
+
+    raises   DeviceError, MissingExtraError
+    """
+    require_provider(device.partition(":")[0])
+    here = [found.word for found in available_devices()]
+    if device not in here:
+        raise DeviceError(
+            f"ONNX Runtime sees no device {device!r} here; possible: {', '.join(here)}",
+            hint="its driver may be missing; take --device CPU",
+        )
+
+
+def _require_exact(device: str, precision: str) -> None:
+    if device != "CPU":
+        raise DeviceError(f"{device} computes in float16: it is not exact", hint="take --device CPU")
+    if precision.startswith("int"):
+        raise UsageError(
+            f"ONNX Runtime computes with {precision} weights in 8-bit integers: it is not exact",
+            hint="take --runtime openvino, or convert with --weight-format fp16",
+        )
+
+
+def _model(folder: Path) -> dict[str, object]:
+    """What genai_config.json says of the model.
+
+    raises   CheckpointError
+    """
+    path = folder / ONNXRUNTIME.model_file
+    model = read_json_object(path).get("model")
+    if not isinstance(model, dict):
+        raise CheckpointError(
+            f"{path}: model is {shown(model)}, not an object", hint="convert or download the model again"
+        )
+    return model
+
+
+def _rope_border(folder: Path, context_length: int) -> int | None:
+    """After how many tokens LongRoPE's factors change; None if they never do."""
+    path = folder / "config.json"
+    if not path.is_file():
+        return _USUAL_BORDER if context_length > _USUAL_BORDER else None
+    config = read_json_object(path)
+    if not config.get("rope_scaling"):
+        return None
+    border = _number(config.get("original_max_position_embeddings"), _USUAL_BORDER)
+    return border if border < context_length else None
+
+
+def _number(value: object, otherwise: int) -> int:
+    """A number of tokens, if it is one."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else otherwise

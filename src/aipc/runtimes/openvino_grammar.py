@@ -1,0 +1,71 @@
+"""Whether OpenVINO GenAI can follow a grammar, found out before a pipeline is asked to.
+
+A pipeline compiles a grammar in the middle of a step, and one that it refuses there leaves the step undone:
+every other stream is lost. So each grammar is first given to a pipeline whose model computes nothing.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import openvino
+import openvino_genai as genai
+from openvino import opset13 as ops
+
+from aipc.errors import UsageError
+from aipc.runtimes.openvino_errors import gist
+from aipc.types import Guidance
+
+
+class Grammars:
+    """Made when the first grammar comes; it costs as much as loading the tokenizer of `folder`."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+        self._pipeline: genai.LLMPipeline | None = None
+
+    def check(self, guidance: Guidance | None) -> None:
+        """Refuse what the pipelines would refuse.
+
+        raises   UsageError
+        """
+        if guidance is None:
+            return
+        config = genai.GenerationConfig(max_new_tokens=1, ignore_eos=True)
+        config.structured_output_config = structured_output(guidance)
+        try:
+            self._pipeline = self._pipeline or _pipeline(self._folder)
+            self._pipeline.generate(openvino.Tensor(np.array([[0]], np.int64)), config)
+        except RuntimeError as exc:
+            raise UsageError(
+                f"OpenVINO cannot follow this response_format: {gist(exc)}",
+                hint="use a simpler schema or pattern",
+            ) from exc
+
+
+def structured_output(guidance: Guidance) -> genai.StructuredOutputConfig:
+    """Guidance in GenAI's words."""
+    return genai.StructuredOutputConfig(**{guidance.kind: guidance.text})
+
+
+def _pipeline(folder: str) -> genai.LLMPipeline:
+    """A pipeline with the tokenizer of `folder` and a model for which all tokens are alike."""
+    tokenizer = genai.Tokenizer(folder)
+    with tempfile.TemporaryDirectory() as scratch:
+        openvino.save_model(_indifferent(len(tokenizer.get_vocab())), Path(scratch) / "openvino_model.xml")
+        return genai.LLMPipeline(scratch, tokenizer, "CPU", ATTENTION_BACKEND="SDPA")
+
+
+def _indifferent(vocab_size: int) -> openvino.Model:
+    """A language model's inputs and outputs, and nothing between them."""
+    kinds = {"input_ids": np.int64, "attention_mask": np.int64, "position_ids": np.int64}
+    inputs = [ops.parameter([-1, -1], kind, name=name) for name, kind in kinds.items()]
+    inputs.append(ops.parameter([-1], np.int32, name="beam_idx"))
+    for node in inputs:
+        node.output(0).get_tensor().set_names({node.get_friendly_name()})
+    shape = ops.concat([ops.shape_of(inputs[0]), ops.constant(np.array([vocab_size], np.int64))], 0)
+    logits = ops.broadcast(ops.constant(np.float32(0)), shape)
+    logits.output(0).get_tensor().set_names({"logits"})
+    return openvino.Model([ops.result(logits)], inputs, "indifferent")

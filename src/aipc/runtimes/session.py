@@ -1,0 +1,60 @@
+"""The caller's side of a runtime whose engine runs in a process of its own: what is asked is checked here."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from aipc.errors import PromptTooLongError, UsageError
+from aipc.runtimes.process import Worker
+from aipc.types import Sampling
+
+
+class EngineSession:
+    """A `Session` over a `Worker`: after the death of its process, the next request starts a fresh one.
+
+    vocab_size       how many ids the model knows, or None where nothing says so
+    notes            what happened while it was loaded, for people
+    """
+
+    def __init__(self, worker: Worker, vocab_size: int | None, context_length: int, precision: str) -> None:
+        self._worker = worker
+        self._vocab_size = vocab_size
+        self.device = str(worker.ready["device"])
+        self.notes: tuple[str, ...] = tuple(worker.ready["notes"])
+        self.precision = precision
+        self.context_length = context_length
+
+    def generate(self, prompt: Sequence[int], sampling: Sampling) -> Iterator[int]:
+        """The ids that follow `prompt`; see `Session.generate`.
+
+        raises   UsageError for an empty prompt or an id that does not exist; PromptTooLongError;
+                 RuntimeFailedError
+        """
+        room = self.context_length - len(prompt)
+        if not prompt:
+            raise UsageError("the prompt is empty", hint="give at least one token")
+        if room < 1:
+            raise PromptTooLongError(
+                f"the prompt has {len(prompt)} tokens; prompt and answer together have room for "
+                f"{self.context_length} on {self.device}",
+                hint="shorten the prompt",
+            )
+        self._check_ids(prompt)
+        # numpy's integers are no int to JSON.
+        ids = [int(token) for token in prompt]
+        seed = secrets.randbits(32) if sampling.seed is None else sampling.seed % 2**32
+        fitting = replace(sampling, max_new_tokens=min(sampling.max_new_tokens, room), seed=seed)
+        return self._worker.stream(ids, fitting)
+
+    def close(self) -> None:
+        """Free the device; every running stream ends with RuntimeFailedError."""
+        self._worker.close()
+
+    def _check_ids(self, prompt: Sequence[int]) -> None:
+        """The runtimes look an id up without looking at it first."""
+        low, high = min(prompt), max(prompt)
+        if low < 0 or (self._vocab_size is not None and high >= self._vocab_size):
+            limit = "0 or more" if self._vocab_size is None else f"0 to {self._vocab_size - 1}"
+            raise UsageError(f"the prompt has the id {low if low < 0 else high}; possible are {limit}")
