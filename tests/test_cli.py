@@ -165,6 +165,7 @@ def test_convert_says_the_folder_on_stdout(run: Callable[..., Any], tmp_path: Pa
     assert asked(tmp_path / "out") == {
         "source": "demo",
         "to": "openvino",
+        "target": "cpu",
         "weight_format": "int4",
         "group_size": None,
         "sym": True,

@@ -176,7 +176,9 @@ class FakeRuntime:
 
 def prepared(monkeypatch: pytest.MonkeyPatch, folder: Path, runtime: FakeRuntime, *, named: bool) -> None:
     devices = (Device("NPU", "AI Boost", "NPU"), Device("CPU", "Core", "CPU"))
-    monkeypatch.setattr(plan, "make_plan", lambda *_, **__: plan.Plan(OPENVINO, devices, named=named))
+    candidates = tuple(plan.Candidate(OPENVINO, device) for device in devices)
+    monkeypatch.setattr(plan, "make_plan", lambda *_, **__: plan.Plan(candidates, named=named))
+    monkeypatch.setattr(aipc.model.prepare, "formats_of", lambda _: None)
     monkeypatch.setattr(plan, "runtime_module", lambda _: runtime)
     ready = prepare.ReadyModel("tiny", write_llama_style(folder))
     (folder / "config.json").write_text('{"max_position_embeddings": 64}', encoding="utf-8")
@@ -190,7 +192,10 @@ def test_auto_passes_over_a_device_that_refuses_and_says_so(
     prepared(monkeypatch, tmp_path, FakeRuntime(), named=False)
     model = load("tiny")
     assert model.device == "CPU"
-    assert model.notes == ("NPU is passed over: the NPU takes no such weights", "loaded by hand")
+    assert model.notes == (
+        "NPU with OpenVINO GenAI is passed over: the NPU takes no such weights",
+        "loaded by hand",
+    )
 
 
 def test_a_named_device_is_never_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

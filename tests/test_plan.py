@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from aipc import plan
-from aipc.errors import DeviceError, UsageError
-from aipc.runtimes import openvino
-from aipc.runtimes.base import Device
+from aipc.errors import AipcError, DeviceError, MissingExtraError, UsageError
+from aipc.runtimes import onnxruntime, openvino
+from aipc.runtimes.base import ONNXRUNTIME, OPENVINO, Device
 
 CPU = Device("CPU", "Core Ultra 7", "CPU")
 NPU = Device("NPU", "AI Boost", "NPU", "1.2.3")
@@ -15,27 +15,91 @@ IGPU = Device("GPU.0", "Arc 140V", "integrated GPU")
 DGPU = Device("GPU.1", "Arc B580", "discrete GPU")
 
 
+CUDA = Device("CUDA:0", "RTX 5070", "discrete GPU")
+OV, ORT = OPENVINO.name, ONNXRUNTIME.name
+
+
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> list[Device]:
+    """What OpenVINO reaches; ONNX Runtime reaches the same CPU, and an NVIDIA GPU."""
     devices = [CPU, IGPU, DGPU, NPU]
     monkeypatch.setattr(openvino, "available_devices", lambda: devices)
+    monkeypatch.setattr(onnxruntime, "available_devices", lambda: [CPU, CUDA])
     return devices
 
 
-def words(made: plan.Plan) -> list[str]:
-    return [device.word for device in made.devices]
+@pytest.fixture
+def no_onnxruntime(monkeypatch: pytest.MonkeyPatch) -> None:
+    find_spec = plan.importlib.util.find_spec
+    absent = {"onnxruntime_genai"}
+    monkeypatch.setattr(
+        plan.importlib.util, "find_spec", lambda name: None if name in absent else find_spec(name)
+    )
+
+
+def words(made: plan.Plan) -> list[tuple[str, str]]:
+    return [(item.device.word, item.runtime.name) for item in made.candidates]
+
+
+@pytest.mark.usefixtures("here", "no_onnxruntime")
+def test_auto_follows_the_order_of_the_mission() -> None:
+    made = plan.make_plan("auto")
+    assert words(made) == [("NPU", OV), ("GPU.1", OV), ("GPU.0", OV), ("CPU", OV)]
+    assert not made.named
+    assert made.notes == ()
 
 
 @pytest.mark.usefixtures("here")
-def test_auto_follows_the_order_of_the_mission() -> None:
-    made = plan.make_plan("auto")
-    assert words(made) == ["NPU", "GPU.1", "GPU.0", "CPU"]
-    assert not made.named
+def test_with_both_runtimes_each_device_gets_the_one_that_suits_it() -> None:
+    expected = [("NPU", OV), ("CUDA:0", ORT), ("GPU.1", OV), ("GPU.0", OV), ("CPU", ORT), ("CPU", OV)]
+    assert words(plan.make_plan("auto")) == expected
+
+
+@pytest.mark.usefixtures("here")
+def test_on_a_cpu_the_faster_decoder_is_taken_with_a_sentence_that_says_why() -> None:
+    made = plan.make_plan("CPU")
+    assert words(made) == [("CPU", ORT), ("CPU", OV)]
+    (note,) = made.notes
+    assert "ONNX Runtime GenAI is taken" in note
+    assert "decodes faster" in note
+    assert "--runtime openvino" in note
+
+
+@pytest.mark.usefixtures("here")
+def test_a_named_runtime_is_the_only_one() -> None:
+    assert words(plan.make_plan("CPU", "openvino")) == [("CPU", OV)]
+    assert words(plan.make_plan("auto", "ONNXRUNTIME")) == [("CUDA:0", ORT), ("CPU", ORT)]
+    assert plan.make_plan("CPU", "openvino").notes == ()
+
+
+@pytest.mark.usefixtures("here")
+def test_a_folder_is_for_its_runtime() -> None:
+    assert words(plan.make_plan("CPU", formats={OV})) == [("CPU", OV)]
+    assert words(plan.make_plan("auto", formats={ORT})) == [("CUDA:0", ORT), ("CPU", ORT)]
+
+
+@pytest.mark.usefixtures("here", "no_onnxruntime")
+def test_a_folder_for_a_runtime_that_is_not_installed_names_the_extra() -> None:
+    with pytest.raises(MissingExtraError, match="ONNX Runtime") as caught:
+        plan.make_plan("auto", formats={ORT})
+    assert "aipc[onnx]" in caught.value.hint
+
+
+def test_a_broken_runtime_is_passed_over_aloud(here: list[Device], monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> list[Device]:
+        raise MissingExtraError("two packages lie over each other", hint="mend it")
+
+    monkeypatch.setattr(onnxruntime, "available_devices", broken)
+    made = plan.make_plan("CPU")
+    assert words(made) == [("CPU", OV)]
+    assert made.notes == ("ONNX Runtime GenAI is passed over: two packages lie over each other",)
+    with pytest.raises(MissingExtraError, match="two packages"):
+        plan.make_plan("CPU", "onnxruntime")
 
 
 @pytest.mark.usefixtures("here")
 def test_exact_arithmetic_leaves_the_npu_out() -> None:
-    assert words(plan.make_plan("auto", exact=True)) == ["GPU.1", "GPU.0", "CPU"]
+    assert words(plan.make_plan("auto", exact=True)) == [("GPU.1", OV), ("GPU.0", OV), ("CPU", OV)]
     with pytest.raises(UsageError, match="float32"):
         plan.make_plan("NPU", exact=True)
 
@@ -43,31 +107,49 @@ def test_exact_arithmetic_leaves_the_npu_out() -> None:
 @pytest.mark.usefixtures("here")
 @pytest.mark.parametrize(
     ("word", "found"),
-    [("cpu", "CPU"), ("NPU", "NPU"), ("gpu", "GPU.0"), ("GPU", "GPU.0"), ("gpu.1", "GPU.1")],
+    [("NPU", "NPU"), ("gpu", "GPU.0"), ("GPU", "GPU.0"), ("gpu.1", "GPU.1"), ("cuda", "CUDA:0")],
 )
 def test_a_named_device_is_the_only_one(word: str, found: str) -> None:
     made = plan.make_plan(word)
-    assert words(made) == [found]
+    assert [item.device.word for item in made.candidates] == [found]
     assert made.named
 
 
 @pytest.mark.usefixtures("here")
-@pytest.mark.parametrize(("word", "meant"), [("NUP", "NPU"), ("cppu", "CPU"), ("autp", "auto")])
+@pytest.mark.parametrize(
+    ("word", "meant"), [("NUP", "NPU"), ("cppu", "CPU"), ("autp", "auto"), ("CDUA", "CUDA")]
+)
 def test_a_misspelt_device_names_the_possible_ones(word: str, meant: str) -> None:
-    with pytest.raises(UsageError, match="auto, NPU, GPU, CPU") as caught:
+    with pytest.raises(UsageError, match="auto, NPU, GPU, CPU, CUDA, DML") as caught:
         plan.make_plan(word)
-    assert f"did you mean {meant}?" in caught.value.hint.replace("AUTO", "auto")
+    assert f"did you mean {meant}?" in caught.value.hint
+
+
+@pytest.mark.usefixtures("here", "no_onnxruntime")
+@pytest.mark.parametrize(("word", "extra"), [("CUDA:0", "cuda"), ("DML", "directml")])
+def test_a_device_of_a_runtime_that_is_not_there_names_the_extra(word: str, extra: str) -> None:
+    with pytest.raises(UsageError, match="ONNX Runtime") as caught:
+        plan.make_plan(word)
+    assert f"aipc[{extra}]" in caught.value.hint
 
 
 def test_an_absent_device_is_an_error_and_no_other_is_taken(here: list[Device]) -> None:
     here.remove(NPU)
-    with pytest.raises(DeviceError, match=r"no NPU here.*CPU \(Core Ultra 7\)") as caught:
+    with pytest.raises(DeviceError, match=r"no NPU here.*GPU\.0 \(Arc 140V\)") as caught:
         plan.make_plan("NPU")
     assert "driver" in caught.value.hint
     with pytest.raises(DeviceError, match=r"GPU\.7"):
         plan.make_plan("GPU.7")
 
 
+@pytest.mark.usefixtures("here")
+def test_a_provider_without_its_device_is_an_error() -> None:
+    with pytest.raises(AipcError, match="DML") as caught:
+        plan.make_plan("DML:0")
+    assert "directml" in caught.value.hint
+
+
 def test_an_unknown_runtime_names_the_possible_ones() -> None:
-    with pytest.raises(UsageError, match="possible: openvino"):
-        plan.make_plan(runtime="tensorflow")
+    with pytest.raises(UsageError, match="possible: openvino, onnxruntime") as caught:
+        plan.make_plan(runtime="onnx")
+    assert caught.value.hint == "did you mean onnxruntime?"

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from aipc import cache, prepare
-from aipc.errors import CheckpointError, StorageError
-from aipc.runtimes.base import OPENVINO, Device
+from aipc.errors import CheckpointError, SchemeError, StorageError
+from aipc.manifest import Manifest
+from aipc.runtimes.base import ONNXRUNTIME, OPENVINO, Device
 from checkpoints import TINY, write_checkpoint
 from tokenizers_for_tests import write_llama_style
 
@@ -36,15 +37,15 @@ def checkpoint(tmp_path: Path) -> Path:
 
 
 def ready(source: Path) -> prepare.ReadyModel:
-    return prepare.ready_model(source, OPENVINO)
+    return prepare.ready_model(source, OPENVINO, CPU)
 
 
 def test_a_checkpoint_is_converted_once(checkpoint: Path, own_cache: Path) -> None:
     seen: list[Any] = []
-    first = prepare.ready_model(checkpoint, OPENVINO, seen.append)
+    first = prepare.ready_model(checkpoint, OPENVINO, CPU, seen.append)
     assert seen
     seen.clear()
-    second = prepare.ready_model(checkpoint, OPENVINO, seen.append)
+    second = prepare.ready_model(checkpoint, OPENVINO, CPU, seen.append)
     assert seen == []
     assert first == second
     assert first.folder.is_relative_to(own_cache)
@@ -62,6 +63,56 @@ def test_a_converted_folder_is_taken_as_it_is(checkpoint: Path, tmp_path: Path) 
     mine = ready(out)
     assert (mine.folder, mine.precision) == (out, "fp16")
     assert cache.entries() == []
+
+
+def test_each_runtime_and_target_has_a_folder_of_its_own(checkpoint: Path) -> None:
+    cuda = Device("CUDA:0", "RTX 5070", "discrete GPU")
+    openvino = ready(checkpoint)
+    onnx = prepare.ready_model(checkpoint, ONNXRUNTIME, CPU)
+    onnx_cuda = prepare.ready_model(checkpoint, ONNXRUNTIME, cuda)
+    folders = {openvino.folder, onnx.folder, onnx_cuda.folder}
+    assert len(folders) == 3
+    assert {entry.folder for entry in cache.entries()} == folders
+    assert (onnx.precision, onnx.context_length) == ("int4", 512)
+    assert Manifest.read(onnx_cuda.folder).recipe["target"] == "cuda"
+    assert prepare.ready_model(checkpoint, ONNXRUNTIME, CPU) == onnx
+
+
+def test_a_folder_of_both_formats_serves_both_runtimes(checkpoint: Path, tmp_path: Path) -> None:
+    both = prepare.convert(checkpoint, tmp_path / "both", to="openvino,onnx")
+    assert prepare.formats_of(both) == {"openvino", "onnxruntime"}
+    assert ready(both).folder == both / "openvino"
+    assert prepare.ready_model(both, ONNXRUNTIME, CPU).folder == both / "onnx"
+    assert prepare.formats_of(both / "onnx") == {"onnxruntime"}
+    assert prepare.formats_of(checkpoint) is None
+    assert prepare.formats_of("phi-3-mini") is None
+
+
+def test_a_folder_for_another_runtime_says_so(checkpoint: Path) -> None:
+    with pytest.raises(SchemeError, match="for OpenVINO GenAI, not for ONNX Runtime") as caught:
+        prepare.ready_model(ready(checkpoint).folder, ONNXRUNTIME, CPU)
+    assert "--runtime openvino" in caught.value.hint
+
+
+def test_microsofts_repositories_have_a_folder_for_each_device(tmp_path: Path) -> None:
+    """As microsoft/Phi-3-mini-4k-instruct-onnx has them."""
+    places = {
+        "CPU": "cpu_and_mobile/cpu-int4-rtn-block-32-acc-level-4",
+        "CUDA:0": "cuda/cuda-int4-rtn-block-32",
+        "DML:0": "directml/directml-int4-awq-block-128",
+    }
+    for place in places.values():
+        (tmp_path / "repo" / place).mkdir(parents=True)
+        config = {"model": {"context_length": 4096}}
+        (tmp_path / "repo" / place / "genai_config.json").write_text(json.dumps(config), encoding="utf-8")
+    for word, place in places.items():
+        kind = "CPU" if word == "CPU" else "discrete GPU"
+        model = prepare.ready_model(tmp_path / "repo", ONNXRUNTIME, Device(word, "a device", kind))
+        assert model.folder == tmp_path / "repo" / place
+        assert (model.context_length, model.precision) == (4096, "as converted")
+    shutil.rmtree(tmp_path / "repo" / "directml")
+    with pytest.raises(SchemeError, match=r"dml.*cpu_and_mobile"):
+        prepare.ready_model(tmp_path / "repo", ONNXRUNTIME, Device("DML:0", "a device", "discrete GPU"))
 
 
 def test_two_that_begin_at_once_share_what_one_finishes(checkpoint: Path) -> None:
@@ -122,5 +173,5 @@ def test_a_folder_without_a_context_length_is_refused(checkpoint: Path, length: 
     copy = folder.parent / "copy"
     shutil.copytree(folder, copy)
     (copy / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    with pytest.raises(CheckpointError, match="max_position_embeddings"):
+    with pytest.raises(CheckpointError, match="context length"):
         _ = prepare.ReadyModel("copy", copy).context_length

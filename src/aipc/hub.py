@@ -13,7 +13,7 @@ from typing import Literal
 
 from aipc.errors import ModelNotFoundError, UsageError
 from aipc.phi3 import read_json_object
-from aipc.runtimes.base import RUNTIMES
+from aipc.runtimes.base import RUNTIMES, RuntimeInfo
 from aipc.types import Progress
 
 Kind = Literal["checkpoint", "converted"]
@@ -109,7 +109,7 @@ def kind_of(folder: Path) -> Kind:
 
     raises   ModelNotFoundError if it holds neither
     """
-    if any((folder / info.model_file).is_file() for info in RUNTIMES.values()):
+    if any(converted_folders(folder, info) for info in RUNTIMES.values()):
         return "converted"
     if (folder / "config.json").is_file():
         return "checkpoint"
@@ -118,6 +118,17 @@ def kind_of(folder: Path) -> Kind:
         f"the folder {folder} holds no model: neither config.json of a checkpoint nor {files}",
         hint="name the folder that the files themselves are in",
     )
+
+
+def converted_folders(folder: Path, runtime: RuntimeInfo) -> list[Path]:
+    """Where in `folder` models for a runtime lie: in it, or one or two levels below.
+
+    Microsoft publishes one ONNX folder for each kind of device in a repository.
+    """
+    if (folder / runtime.model_file).is_file():
+        return [folder]
+    found = (path for depth in ("*", "*/*") for path in folder.glob(f"{depth}/{runtime.model_file}"))
+    return sorted(path.parent for path in found)
 
 
 def cached_snapshot(repository: str, revision: str | None = None) -> Path | None:

@@ -9,10 +9,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from aipc import plan, prepare
-from aipc.errors import DeviceError, SchemeError, UsageError
+from aipc.errors import DeviceError, MissingExtraError, SchemeError, UsageError
 from aipc.runtimes.base import Session
 from aipc.text import StopFilter, Text
-from aipc.types import Chunk, Completion, FinishReason, Message, Progress, Sampling, Stats
+from aipc.types import Chunk, Completion, FinishReason, Guidance, Message, Progress, Sampling, Stats
 
 Prompt = str | Sequence[int] | Sequence[Message | Mapping[str, object]]
 
@@ -37,48 +37,47 @@ def load(
                 MissingExtraError
     """
     started = time.perf_counter()
-    candidates = plan.make_plan(device, runtime, exact=exact)
-    ready = prepare.ready_model(source, candidates.runtime, progress)
-    text = Text.load(ready.folder)
-    session, notes = _open_first(candidates, ready, exact=exact, properties=properties)
-    return Model(
-        ready.name,
-        text,
-        session,
-        runtime=candidates.runtime.title,
-        load_s=time.perf_counter() - started,
-        notes=notes,
-    )
+    # Wrong words are found before anything is fetched.
+    chosen = plan.make_plan(device, runtime, exact=exact, formats=prepare.formats_of(source))
+    notes = list(chosen.notes)
+    for candidate in chosen.candidates:
+        try:
+            model = _open(source, candidate, exact=exact, properties=properties, progress=progress)
+        except (DeviceError, SchemeError, MissingExtraError) as exc:
+            if chosen.named or candidate is chosen.candidates[-1]:
+                raise
+            notes.append(
+                f"{candidate.device.word} with {candidate.runtime.title} is passed over: {exc.message}"
+            )
+        else:
+            model.load_s = time.perf_counter() - started
+            model.notes = (*notes, *model.notes)
+            return model
+    raise DeviceError("no runtime reaches a device here", hint='pip install "aipc[openvino]"')
 
 
-def _open_first(
-    candidates: plan.Plan,
-    ready: prepare.ReadyModel,
+def _open(
+    source: str | Path,
+    candidate: plan.Candidate,
     *,
     exact: bool,
     properties: Mapping[str, object] | None,
-) -> tuple[Session, list[str]]:
-    """A session on the first device that takes the model, and why the earlier ones did not."""
-    notes: list[str] = []
-    runtime = plan.runtime_module(candidates.runtime)
-    for device in candidates.devices:
-        try:
-            session: Session = runtime.open_session(
-                ready.folder,
-                device.word,
-                exact=exact,
-                properties=properties,
-                compiled_dir=ready.compiled_dir(device, candidates.runtime),
-                context_length=ready.context_length,
-                precision=ready.precision,
-            )
-        except (DeviceError, SchemeError) as exc:
-            if candidates.named or device is candidates.devices[-1]:
-                raise
-            notes.append(f"{device.word} is passed over: {exc.message}")
-        else:
-            return session, [*notes, *session.notes]
-    raise DeviceError(f"{candidates.runtime.title} reaches no device here")
+    progress: Callable[[Progress], None] | None,
+) -> Model:
+    """The model on one runtime and device."""
+    runtime, device = candidate.runtime, candidate.device
+    ready = prepare.ready_model(source, runtime, device, progress)
+    text = Text.load(ready.folder)
+    session: Session = plan.runtime_module(runtime).open_session(
+        ready.folder,
+        device.word,
+        exact=exact,
+        properties=properties,
+        compiled_dir=ready.compiled_dir(device, runtime),
+        context_length=ready.context_length,
+        precision=ready.precision,
+    )
+    return Model(ready.name, text, session, runtime=runtime.title, notes=session.notes)
 
 
 class Model:
@@ -130,6 +129,7 @@ class Model:
         repetition_penalty: float = 1.0,
         seed: int | None = None,
         stop: str | Sequence[str] = (),
+        response_format: Mapping[str, object] | None = None,
         raw: bool = False,
     ) -> Iterator[Chunk]:
         """The answer, piece by piece; closing the iterator stops the work.
@@ -138,6 +138,9 @@ class Model:
         max_new_tokens   fewer if the context is full before
         temperature      0 is greedy
         stop             strings that end the answer and are not part of it
+        response_format  what the answer must look like, as OpenAI's clients write it: {"type": "json_object"}
+                         or {"type": "json_schema", "json_schema": {"schema": {...}}}; and {"type": "regex",
+                         "pattern": "..."}. Cut short by max_new_tokens it is incomplete
         raises           UsageError for a value that cannot be, PromptTooLongError
         """
         sampling = Sampling(
@@ -148,6 +151,7 @@ class Model:
             repetition_penalty=repetition_penalty,
             seed=seed,
             stop_ids=self.text.stop_ids,
+            guidance=Guidance.parse(response_format),
         )
         stop_filter = StopFilter((stop,) if isinstance(stop, str) else stop)
         ids = self.encode(prompt, raw=raw)

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
 from aipc import cache, hub, preflight
-from aipc.errors import CheckpointError, StorageError, UsageError, shown
-from aipc.manifest import MANIFEST_FILE
+from aipc.errors import CheckpointError, SchemeError, StorageError, UsageError, shown
+from aipc.manifest import MANIFEST_FILE, Manifest
 from aipc.phi3 import read_json_object
-from aipc.runtimes.base import OPENVINO, RUNTIMES, Device, RuntimeInfo
+from aipc.runtimes.base import ONNXRUNTIME, OPENVINO, RUNTIMES, Device, RuntimeInfo
 from aipc.types import Progress
 
 _LOG = logging.getLogger("aipc")
 
 # What NPU, GPU and CPU all take: the recipe of a model that is asked for by name.
 DEFAULT_RECIPE = {"weight_format": "int4", "group_size": None, "sym": True, "ratio": 1.0}
+
+
+# Whose kernels an ONNX folder is for, by the first part of a device word.
+_TARGETS = {"CPU": "cpu", "CUDA": "cuda", "DML": "dml"}
+# What folders of others call them.
+_TARGET_WORDS = {"cpu": ("cpu",), "cuda": ("cuda", "gpu"), "dml": ("directml", "dml")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,15 +36,21 @@ class ReadyModel:
 
     @property
     def context_length(self) -> int:
-        """Most tokens of prompt and answer together, as config.json has it.
+        """Most tokens of prompt and answer together, as the folder's configuration has it.
 
         raises   CheckpointError
         """
-        path = self.folder / "config.json"
-        length = read_json_object(path).get("max_position_embeddings")
+        path, config = self.folder / "config.json", {}
+        if path.is_file():
+            config = read_json_object(path)
+        length = config.get("max_position_embeddings")
+        if not path.is_file() and (self.folder / ONNXRUNTIME.model_file).is_file():
+            path = self.folder / ONNXRUNTIME.model_file
+            model = read_json_object(path).get("model")
+            length = model.get("context_length") if isinstance(model, dict) else None
         if not isinstance(length, int) or isinstance(length, bool) or length < 1:
             raise CheckpointError(
-                f"{path}: max_position_embeddings is {shown(length)}, not a number of tokens",
+                f"{path}: the context length is {shown(length)}, not a number of tokens",
                 hint="download or convert the model again",
             )
         return length
@@ -46,14 +58,18 @@ class ReadyModel:
     @property
     def precision(self) -> str:
         """Of most weights, for people."""
-        return preflight.weight_format(self.folder)
+        if (self.folder / OPENVINO.model_file).is_file():
+            return preflight.weight_format(self.folder)
+        if (self.folder / MANIFEST_FILE).is_file():
+            return str(Manifest.read(self.folder).recipe.get("weight_format", "as converted"))
+        return "as converted"
 
     def compiled_dir(self, device: Device, runtime: RuntimeInfo) -> Path | None:
         """Where what `runtime` compiles for `device` is kept: apart for every driver and version.
 
         None where nothing can be kept; a CPU compiles nothing that is worth it.
         """
-        if device.kind == "CPU":
+        if device.kind == "CPU" or not runtime.compiles:
             return None
         folder = cache.compiled_dir(
             self.folder,
@@ -71,36 +87,39 @@ class ReadyModel:
 def convert(  # noqa: PLR0917 - the names and their order are optimum-cli's
     source: str | Path,
     out: str | Path,
-    to: str = OPENVINO.name,
+    to: str | Sequence[str] = "openvino",
     weight_format: str = "int4",
     group_size: int | None = None,
     sym: bool = True,
     ratio: float = 1.0,
     progress: Callable[[Progress], None] | None = None,
     *,
+    target: str = "cpu",
     revision: str | None = None,
 ) -> Path:
     """Quantise a checkpoint and write it as a folder for a runtime. No torch, a few blocks of memory.
 
     source        an alias, a hub id or a checkpoint folder
     out           a folder that does not exist, or is empty
-    to            the runtime: "openvino"
+    to            "openvino", "onnx", or both ("openvino,onnx"): then as two folders in `out`, from one pass
     weight_format "fp16", "int8" or "int4"
     group_size    of int4: 32, 64, 128 or -1 (channel-wise); None for 128, or the largest that fits
     sym           without zero points
     ratio         of int4: the share of the weights that become int4; the most sensitive rest is int8
     progress      called often, from this thread
+    target        whose kernels an ONNX folder is for: "cpu", "cuda" or "dml"
     revision      of a hub repository: branch, tag or commit
-    raises        ModelNotFoundError, CheckpointError, UnsupportedModelError, SchemeError, StorageError;
-                  nothing is left of `out` then
+    raises        ModelNotFoundError, CheckpointError, UnsupportedModelError, SchemeError, StorageError,
+                  UsageError; nothing is left of `out` then
     """
-    if to not in RUNTIMES:
-        raise UsageError(f"there is no runtime {to!r} to convert for; possible: {', '.join(RUNTIMES)}")
     from aipc.conversion.convert import convert_checkpoint
     from aipc.conversion.folder import refuse_taken
+    from aipc.conversion.formats import formats_named
 
     out = Path(out)
     refuse_taken(out)
+    words = to.split(",") if isinstance(to, str) else list(to)
+    formats_named(words, target)
     found = hub.find(source, revision=revision, progress=progress)
     if found.kind == "converted":
         raise UsageError(
@@ -111,6 +130,8 @@ def convert(  # noqa: PLR0917 - the names and their order are optimum-cli's
         out,
         name=found.name,
         revision=found.revision,
+        to=words,
+        target=target,
         weight_format=weight_format,
         group_size=group_size,
         sym=sym,
@@ -122,28 +143,67 @@ def convert(  # noqa: PLR0917 - the names and their order are optimum-cli's
     return out
 
 
-def ready_model(
-    source: str | Path, runtime: RuntimeInfo, progress: Callable[[Progress], None] | None = None
-) -> ReadyModel:
-    """A folder for `runtime`: the source itself, an earlier conversion in the cache, or a new one there.
+def formats_of(source: str | Path) -> frozenset[str] | None:
+    """The runtimes that a converted folder is for; None for what can be converted, or is not here yet."""
+    if not Path(source).expanduser().is_dir():
+        return None
+    found = hub.find(source, download=False)
+    if found.kind == "checkpoint":
+        return None
+    return frozenset(name for name, info in RUNTIMES.items() if hub.converted_folders(found.folder, info))
 
-    raises   as `convert`
+
+def ready_model(
+    source: str | Path,
+    runtime: RuntimeInfo,
+    device: Device,
+    progress: Callable[[Progress], None] | None = None,
+) -> ReadyModel:
+    """A folder for `runtime` on `device`: in the source itself, in the cache, or converted there now.
+
+    raises   as `convert`; SchemeError if the source is a folder for another runtime
     """
     name = str(source)
+    target = _TARGETS.get(device.word.replace(":", ".").partition(".")[0], "cpu")
+    recipe = DEFAULT_RECIPE | ({"target": target} if runtime is ONNXRUNTIME else {})
     if not Path(source).exists():
-        earlier = cache.lookup(name, DEFAULT_RECIPE, runtime.name)
+        earlier = cache.lookup(name, recipe, runtime.name)
         if earlier is not None:
             return ReadyModel(name, earlier)
     found = hub.find(source, progress=progress)
     if found.kind == "converted":
-        return ReadyModel(name, found.folder)
-    out = cache.converted_folder(found, DEFAULT_RECIPE, runtime.name)
+        return ReadyModel(name, _fitting_folder(found.folder, runtime, target))
+    out = cache.converted_folder(found, recipe, runtime.name)
     if not (out / MANIFEST_FILE).is_file():
         cache.ensure_writable(out.parent)
         try:
-            convert(source, out, to=runtime.name, progress=progress)
+            word = "onnx" if runtime is ONNXRUNTIME else runtime.name
+            convert(source, out, to=word, target=target, progress=progress)
         except StorageError:
             # Another process that began at the same time may have put the same folder there.
             if not (out / MANIFEST_FILE).is_file():
                 raise
     return ReadyModel(name, out)
+
+
+def _fitting_folder(folder: Path, runtime: RuntimeInfo, target: str) -> Path:
+    """The folder for a runtime and a target, where several lie in one.
+
+    raises   SchemeError if none is for the runtime, or none of several for the target
+    """
+    found = hub.converted_folders(folder, runtime)
+    if not found:
+        other = next(info for info in RUNTIMES.values() if hub.converted_folders(folder, info))
+        raise SchemeError(
+            f"{folder} is a folder for {other.title}, not for {runtime.title}",
+            hint=f"--runtime {other.name}, or give the checkpoint, which is converted for either",
+        )
+    words = _TARGET_WORDS[target]
+    named = [path for path in found if any(w in path.relative_to(folder).as_posix().lower() for w in words)]
+    if len(found) == 1 or named:
+        return (named or found)[0]
+    raise SchemeError(
+        f"{folder} holds several models, and none of them says that it is for {target}: "
+        f"{', '.join(path.relative_to(folder).as_posix() for path in found)}",
+        hint="name the folder that is meant",
+    )

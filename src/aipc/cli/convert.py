@@ -27,7 +27,16 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("-m", dest="model", help=SUPPRESS)
     parser.add_argument("--revision", help="branch, tag or commit of a hub id")
     parser.add_argument(
-        "--to", choices=["openvino"], default="openvino", help="for which runtime (default: openvino)"
+        "--to",
+        default="openvino",
+        metavar="FORMAT",
+        help="openvino, onnx, or both: openvino,onnx (default: openvino)",
+    )
+    parser.add_argument(
+        "--target",
+        choices=["cpu", "cuda", "dml"],
+        default="cpu",
+        help="the device that an ONNX folder is for (default: cpu)",
     )
     group = parser.add_argument_group("weights")
     group.add_argument(
@@ -78,6 +87,7 @@ def run(args: Namespace) -> int:
             source,
             out,
             to=args.to,
+            target=args.target,
             weight_format=args.weight_format,
             group_size=args.group_size,
             sym=args.sym is not False,
