@@ -18,6 +18,7 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from measuring import (
     folder_bytes,
     forget_cached,
     markdown_table,
-    spread,
+    median_and_spread,
     versions,
     watch,
     write_record,
@@ -34,33 +35,65 @@ from measuring import (
 from peers import REQUIREMENTS, default_envs, peer_command, peer_python
 
 SCHEME = ("--weight-format", "int4", "--group-size", "128", "--ratio", "1.0", "--sym")
-# What the two tools are asked; {checkpoint} and {out} are filled in.
-ARGUMENTS = {
-    "aipc": ("convert", "{checkpoint}", *SCHEME, "{out}"),
-    "optimum-cli": (
-        *("export", "openvino", "--model", "{checkpoint}", "--task", "text-generation-with-past"),
-        *(*SCHEME, "{out}"),
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A program that converts.
+
+    arguments   what it is asked; {checkpoint} and {out} are filled in
+    peer        whose environment has it; None for aipc
+    program     how it starts there, such as `python -m` and a module
+    """
+
+    name: str
+    arguments: Sequence[str]
+    peer: str | None = None
+    program: Sequence[str] = ()
+
+    def command(self, checkpoint: Path, out: Path, envs: Path) -> list[str | Path]:
+        """The command line, whole."""
+        words = [word.format(checkpoint=checkpoint, out=out) for word in self.arguments]
+        if self.peer is None:
+            return [*AIPC, *words]
+        return [peer_command(self.peer, self.program[0], envs), *self.program[1:], *words]
+
+    def versions(self, envs: Path) -> dict[str, str | None]:
+        """Of what converts, and its Python."""
+        if self.peer is None:
+            return versions(sys.executable, _AIPC_PACKAGES)
+        names = [requirement.partition("=")[0] for requirement in REQUIREMENTS[self.peer]]
+        return versions(peer_python(self.peer, envs), names)
+
+    def __str__(self) -> str:
+        return " ".join((*(self.program or ("aipc",)), *self.arguments))
+
+
+TOOLS = (
+    Tool("aipc", ("convert", "{checkpoint}", *SCHEME, "{out}")),
+    Tool(
+        "optimum-cli",
+        (
+            *("export", "openvino", "--model", "{checkpoint}", "--task", "text-generation-with-past"),
+            *(*SCHEME, "{out}"),
+        ),
+        "optimum",
+        ("optimum-cli",),
     ),
-}
-# Neither tool needs the network for a local folder; so neither shall wait for it.
+)
+# No tool needs the network for a local folder; so none shall wait for it.
 _ENV = {"HF_HUB_OFFLINE": "1"}
-_AIPC_PACKAGES = ("aipc", "numpy", "openvino", "openvino-tokenizers")
+_AIPC_PACKAGES = ("aipc", "numpy", "onnx", "openvino", "openvino-tokenizers")
 _COPY_BYTES = 16 * 2**20
 
 
-def program(tool: str, envs: Path) -> tuple[str | Path, ...]:
-    """How a tool is started."""
-    return AIPC if tool == "aipc" else (peer_command("optimum", "optimum-cli", envs),)
-
-
-def convert_once(tool: str, checkpoint: Path, scratch: Path, envs: Path) -> dict[str, Any]:
+def convert_once(tool: Tool, checkpoint: Path, scratch: Path, envs: Path) -> dict[str, Any]:
     """One conversion; its output stays in scratch until the next one of the same tool."""
-    out = scratch / tool
+    out = scratch / tool.name.replace(" ", "-")
     if out.exists():
         shutil.rmtree(out)
-    arguments = [word.format(checkpoint=checkpoint, out=out) for word in ARGUMENTS[tool]]
     cold = forget_cached(checkpoint)
-    watched = watch([*program(tool, envs), *arguments], scratch / f"{tool}.log", _ENV)
+    watched = watch(tool.command(checkpoint, out, envs), out.with_name(f"{out.name}.log"), _ENV)
     return dataclasses.asdict(watched) | {"output_bytes": folder_bytes(out), "cold_cache": cold}
 
 
@@ -80,16 +113,17 @@ def copy_once(checkpoint: Path, scratch: Path, output_bytes: int) -> dict[str, A
 
 
 def measure(
-    tools: Sequence[str], rounds: int, checkpoint: Path, scratch: Path, envs: Path
+    tools: Sequence[Tool], rounds: int, checkpoint: Path, scratch: Path, envs: Path
 ) -> dict[str, list[dict[str, Any]]]:
     """All runs of all tools, and the floor; who begins changes from round to round."""
-    runs: dict[str, list[dict[str, Any]]] = {tool: [] for tool in tools}
+    runs: dict[str, list[dict[str, Any]]] = {tool.name: [] for tool in tools}
     floor = []
     for number in range(rounds):
         for tool in tools if number % 2 == 0 else tools[::-1]:
-            runs[tool].append(convert_once(tool, checkpoint, scratch, envs))
-            print(f"round {number + 1}: {tool}: {runs[tool][-1]['wall_s']:.1f} s", file=sys.stderr)
-        floor.append(copy_once(checkpoint, scratch, runs[tools[0]][-1]["output_bytes"]))
+            run = convert_once(tool, checkpoint, scratch, envs)
+            runs[tool.name].append(run)
+            print(f"round {number + 1}: {tool.name}: {run['wall_s']:.1f} s", file=sys.stderr)
+        floor.append(copy_once(checkpoint, scratch, runs[tools[0].name][-1]["output_bytes"]))
     return runs | {"plain copy": floor}
 
 
@@ -108,58 +142,56 @@ def report(runs: dict[str, list[dict[str, Any]]]) -> str:
     )
 
 
-def median_and_spread(values: Sequence[float], digits: int) -> str:
-    """A median with the values it lies between, or a dash for nothing."""
-    if not values:
-        return "–"
-    median = f"{statistics.median(values):.{digits}f}"
-    return median if len(values) == 1 else f"{median} ({spread(values, digits)})"
+def median_of(runs: dict[str, list[dict[str, Any]]], tool: str, key: str) -> float:
+    """Of a figure over a tool's runs."""
+    return statistics.median(run[key] for run in runs[tool])
 
 
-def shares(runs: dict[str, list[dict[str, Any]]]) -> dict[str, float]:
-    """How much of optimum-cli's time and memory aipc takes, by medians.
+def shares(runs: dict[str, list[dict[str, Any]]], own: str, peer: str) -> dict[str, float]:
+    """How much of a peer's time and memory aipc takes, by medians.
 
-    optimum-cli forks helpers, and a sum counts the pages they share with it again: so only its largest
+    A peer may fork helpers, and a sum counts the pages they share with it again: so only its largest
     process counts, and of aipc all of them.
     """
-
-    def median(tool: str, key: str) -> float:
-        return statistics.median(run[key] for run in runs[tool])
-
+    own_peak, peer_peak = (
+        median_of(runs, own, "peak_tree_bytes"),
+        median_of(runs, peer, "peak_process_bytes"),
+    )
     return {
-        "wall_time": median("aipc", "wall_s") / median("optimum-cli", "wall_s"),
-        "peak_memory": median("aipc", "peak_tree_bytes") / median("optimum-cli", "peak_process_bytes"),
+        "wall_time": median_of(runs, own, "wall_s") / median_of(runs, peer, "wall_s"),
+        "peak_memory": own_peak / peer_peak,
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Convert one checkpoint with aipc and with optimum-cli.")
+def conversion_parser(description: str) -> argparse.ArgumentParser:
+    """What every comparison of conversions is told."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("scratch", type=Path, help="folder for the outputs, on the disk to be measured")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", choices=ARGUMENTS, help="leave the other tool out")
     parser.add_argument("--envs", type=Path, default=default_envs(), help="folder of the peers' environments")
     parser.add_argument("--record", type=Path, help="write everything measured as JSON")
-    args = parser.parse_args()
-    tools = [args.only] if args.only else list(ARGUMENTS)
-    args.scratch.mkdir(parents=True, exist_ok=True)
-    used = {}
-    if "aipc" in tools:
-        used["aipc"] = versions(sys.executable, _AIPC_PACKAGES)
-    if "optimum-cli" in tools:
-        names = [requirement.partition("=")[0] for requirement in REQUIREMENTS["optimum"]]
-        used["optimum-cli"] = versions(peer_python("optimum", args.envs), names)
+    return parser
 
+
+def compare(tools: Sequence[Tool], args: argparse.Namespace) -> dict[str, Any]:
+    """Run the tools and print the table; returns what belongs into the record."""
+    args.scratch.mkdir(parents=True, exist_ok=True)
+    used = {tool.name: tool.versions(args.envs) for tool in tools}
     runs = measure(tools, args.rounds, args.checkpoint, args.scratch, args.envs)
     print(report(runs))
-    content = {
-        "commands": {tool: " ".join((tool, *ARGUMENTS[tool])) for tool in tools},
-        "versions": used,
-        "runs": runs,
-    }
-    if len(tools) == len(ARGUMENTS):
-        content["aipc_share_of_optimum"] = shares(runs)
-        print(f"\naipc's share of optimum-cli's: {json.dumps(shares(runs))}")
+    return {"commands": {tool.name: str(tool) for tool in tools}, "versions": used, "runs": runs}
+
+
+def main() -> None:
+    parser = conversion_parser("Convert one checkpoint with aipc and with optimum-cli.")
+    parser.add_argument("--only", choices=[tool.name for tool in TOOLS], help="leave the other tool out")
+    args = parser.parse_args()
+    tools = [tool for tool in TOOLS if args.only in {None, tool.name}]
+    content = compare(tools, args)
+    if not args.only:
+        content["aipc_share_of_optimum"] = shares(content["runs"], "aipc", "optimum-cli")
+        print(f"\naipc's share of optimum-cli's: {json.dumps(content['aipc_share_of_optimum'])}")
     if args.record:
         write_record(args.record, "convert", content)
 

@@ -17,14 +17,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import itertools
 import json
 import os
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,12 +32,9 @@ from typing import Any
 import numpy as np
 
 from measuring import markdown_table, spread, versions, watch, write_record
+from timing import Arrivals, Ask, ask_all, open_aipc
 
 _PACKAGES = ("aipc", "numpy", "openvino", "openvino-genai", "openvino-tokenizers", "tokenizers")
-
-# What one request gives: the moment of each arrival, and how many tokens came with it.
-Arrivals = list[tuple[float, int]]
-Ask = Callable[[list[int], int], Arrivals]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,19 +44,6 @@ class Cell:
     name: str
     kind: str
     folder: Path
-
-
-@contextlib.contextmanager
-def open_aipc(folder: Path, device: str) -> Iterator[Ask]:
-    import aipc
-
-    with aipc.load(str(folder), device=device) as model:
-
-        def ask(ids: list[int], new_tokens: int) -> Arrivals:
-            chunks = model.stream(ids, max_new_tokens=new_tokens)
-            return [(time.perf_counter(), len(chunk.token_ids)) for chunk in chunks if chunk.token_ids]
-
-        yield ask
 
 
 @contextlib.contextmanager
@@ -99,38 +82,11 @@ def open_raw(folder: Path, device: str) -> Iterator[Ask]:
 def run_cell(args: argparse.Namespace) -> dict[str, Any]:
     """All requests of one cell, in this process; called in a fresh one."""
     vocab_size = json.loads((args.folder / "config.json").read_text(encoding="utf-8"))["vocab_size"]
-    random = np.random.default_rng(0)
     start = time.perf_counter()
     with {"aipc": open_aipc, "raw": open_raw}[args.cell](args.folder, args.device) as ask:
         load_s = time.perf_counter() - start
-
-        def request(prompt_tokens: int) -> dict[str, Any]:
-            # The first three ids and the last hundred hold this family's special tokens.
-            ids = random.integers(3, vocab_size - 100, prompt_tokens).tolist()
-            asked = time.perf_counter()
-            return summarise(prompt_tokens, args.new_tokens, asked, ask(ids, args.new_tokens))
-
-        first = [request(length) for length in args.prompt_tokens]
-        measured = [request(length) for _ in range(args.repeats) for length in args.prompt_tokens]
-    return {"load_s": load_s, "first_requests": first, "requests": measured}
-
-
-def summarise(prompt_tokens: int, new_tokens: int, asked: float, arrivals: Arrivals) -> dict[str, Any]:
-    """One request: time to the first token, and the seconds of each decode step.
-
-    Where several tokens arrive together, each counts as an equal share of the time since the last arrival.
-    """
-    steps: list[float] = []
-    for (before, _), (now, count) in itertools.pairwise(arrivals):
-        steps += [(now - before) / count] * count
-    generated = sum(count for _, count in arrivals)
-    return {
-        "prompt_tokens": prompt_tokens,
-        "generated_tokens": generated,
-        "stopped_early": generated < new_tokens,
-        "ttft_s": arrivals[0][0] - asked if arrivals else None,
-        "steps_s": steps,
-    }
+        answers = ask_all(ask, vocab_size, args.prompt_tokens, args.new_tokens, args.repeats)
+    return {"load_s": load_s, **answers}
 
 
 def measure(cells: Sequence[Cell], args: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:

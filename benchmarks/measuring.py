@@ -7,6 +7,7 @@ import datetime
 import json
 import os
 import platform
+import statistics
 import subprocess
 import sys
 import time
@@ -37,8 +38,13 @@ class Watched:
     samples: int
 
 
-def watch(command: Sequence[str | Path], output: Path, env: Mapping[str, str] | None = None) -> Watched:
-    """Run a command, its stdout and stderr into a file, and sample its memory every 50 ms.
+def watch(
+    command: Sequence[str | Path],
+    output: Path,
+    env: Mapping[str, str] | None = None,
+    sample_every_s: float = SAMPLE_EVERY_S,
+) -> Watched:
+    """Run a command, its stdout and stderr into a file, and sample its memory, every 50 ms by default.
 
     raises   RuntimeError with the end of the output if it fails
     """
@@ -55,7 +61,7 @@ def watch(command: Sequence[str | Path], output: Path, env: Mapping[str, str] | 
             peak_process = max(peak_process, *resident, 0)
             samples += 1
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(SAMPLE_EVERY_S)
+                process.wait(sample_every_s)
         wall_s = time.perf_counter() - start
     if process.returncode:
         tail = output.read_text(encoding="utf-8", errors="replace")[-2000:]
@@ -139,3 +145,11 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> s
 def spread(values: Sequence[float], digits: int = 1) -> str:
     """Lowest and highest of several values, as people write it."""
     return f"{min(values):.{digits}f}–{max(values):.{digits}f}"
+
+
+def median_and_spread(values: Sequence[float], digits: int) -> str:
+    """A median with the values it lies between, or a dash for nothing."""
+    if not values:
+        return "–"
+    median = f"{statistics.median(values):.{digits}f}"
+    return median if len(values) == 1 else f"{median} ({spread(values, digits)})"

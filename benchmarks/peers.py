@@ -1,9 +1,10 @@
 """Makes the environments of the tools that aipc is compared with, each apart from the project's own.
 
-    python benchmarks/peers.py [--envs FOLDER] optimum
+    python benchmarks/peers.py [--envs FOLDER] optimum | genai | llama
 
-prints the path of a Python that has the peer, at its pinned versions. The first call installs it
-(optimum: about 6 GB with the default PyTorch wheel of Linux); later calls find it.
+prints the path of a Python that has the peer, at its pinned versions. The first call installs it;
+later calls find it. optimum and genai take about 6 GB each with the default PyTorch wheel of Linux;
+llama is compiled here, for this very processor, and needs a C++ compiler and a quarter of an hour.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import platformdirs
 
 # optimum-intel 2.2.0 itself asks for transformers < 5.6; 5.5.4 is the newest of those. torch and
 # torchvision must be of one build: "===" keeps pip from taking a "+cpu" torch that lies nearby.
+# genai is onnxruntime-genai with what its model builder imports and does not ask for.
 REQUIREMENTS = {
     "optimum": (
         "optimum-intel==2.2.0",
@@ -31,6 +33,23 @@ REQUIREMENTS = {
         "openvino==2026.4.1",
         "openvino-tokenizers==2026.4.1.0",
     ),
+    "genai": (
+        "onnxruntime-genai==0.18.0",
+        "onnxruntime==1.31.1",
+        "onnx==1.23.2",
+        "onnx-ir==1.1.0",
+        "transformers==5.5.4",
+        "torch==2.13.0",
+    ),
+    "llama": (
+        "llama-cpp-python==0.3.36",
+        "gguf==0.19.0",
+        "numpy==2.4.6",
+    ),
+}
+# llama.cpp for this machine's own instructions, without the part for images.
+_BUILD_ENV = {
+    "llama": {"CMAKE_ARGS": "-DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON -DLLAVA_BUILD=OFF"},
 }
 _STAMP = "aipc-peer.json"
 
@@ -55,7 +74,7 @@ def peer_python(name: str, envs: Path) -> Path:
         shutil.rmtree(folder)
     venv.create(folder, with_pip=True)
     pip = [python, "-m", "pip", "install", "--disable-pip-version-check", *REQUIREMENTS[name]]
-    subprocess.run(pip, check=True, stdout=sys.stderr)
+    subprocess.run(pip, check=True, stdout=sys.stderr, env={**os.environ, **_BUILD_ENV.get(name, {})})
     # Written last: an environment without it was interrupted, and is made again.
     stamp.write_text(json.dumps(wanted, indent=2), encoding="utf-8")
     return python
