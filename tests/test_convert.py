@@ -7,6 +7,7 @@ import logging
 import shutil
 import threading
 from collections import namedtuple
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -239,7 +240,7 @@ def test_a_parent_that_is_a_file_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_blob_refuses_what_was_not_reserved(tmp_path: Path) -> None:
-    with Blob(tmp_path / "blob") as blob:
+    with closing(Blob(tmp_path / "blob")) as blob:
         first, second = blob.reserve(3), blob.reserve(4)
         assert (first, second) == (0, 64)
         blob.write(second, np.array([7], np.uint32))

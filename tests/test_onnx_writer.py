@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,7 @@ class Written:
         self.target = TARGETS[target]
         self.folder = folder / "onnx"
         self.folder.mkdir()
-        with OnnxWriter(self.folder, self.config, self.recipe, self.target) as writer:
+        with closing(OnnxWriter(self.folder, self.config, self.recipe, self.target)) as writer:
             write_weights(Checkpoint.open(folder / "checkpoint"), self.config, self.recipe, [writer])
 
     @property
@@ -363,7 +364,7 @@ def test_the_tokens_of_transformers(tmp_path: Path, case: str) -> None:
     config = Phi3Config.read(tmp_path)
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [2]}', encoding="utf-8")
     recipe = make_recipe(config, weight_format="fp16")
-    with OnnxWriter(tmp_path, config, recipe, TARGETS["cpu"]) as writer:
+    with closing(OnnxWriter(tmp_path, config, recipe, TARGETS["cpu"])) as writer:
         write_weights(Checkpoint.open(tmp_path), config, recipe, [writer])
     write_genai_config(tmp_path, config, TARGETS["cpu"], MODEL_FILE)
     assert generate(tmp_path, golden.prompt, len(golden.tokens)) == list(golden.tokens)
@@ -468,7 +469,7 @@ def test_blocks_in_any_order_give_the_same_bytes(
     for folder in folders:
         folder.mkdir()
         pieces = [(spec, row) for spec in config.weights() for row in range(0, spec.shape[0], 50)]
-        with OnnxWriter(folder, config, recipe, TARGETS["cpu"]) as writer:
+        with closing(OnnxWriter(folder, config, recipe, TARGETS["cpu"])) as writer:
             for spec, row in pieces if folder is folders[0] else reversed(pieces):
                 weight = read(spec.name, slice(row, row + 50))
                 writer.add(spec, row, quantize(weight, recipe.scheme_for(spec)))

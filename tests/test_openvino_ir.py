@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ class Written:
         self.recipe: Recipe = make_recipe(self.config, **recipe_words)
         self.folder = folder / "ir"
         self.folder.mkdir()
-        with OpenVINOWriter(self.folder, self.config, self.recipe) as writer:
+        with closing(OpenVINOWriter(self.folder, self.config, self.recipe)) as writer:
             write_weights(Checkpoint.open(folder / "checkpoint"), self.config, self.recipe, [writer])
 
     def reference(self) -> ReferenceSession:

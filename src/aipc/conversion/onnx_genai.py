@@ -8,8 +8,7 @@ ever in memory.
 from __future__ import annotations
 
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from aipc.conversion.blob import Blob
 from aipc.conversion.onnx_weights import (
@@ -78,14 +77,6 @@ class OnnxWriter:
     def close(self) -> None:
         """Finish the weights' file."""
         self._blob.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _write(self, tensor: StoredTensor, first_row: int, data: np.ndarray) -> None:
         self._blob.write(self._offsets[tensor.name] + first_row * tensor.row_nbytes, data)

@@ -10,8 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET
 
 from aipc.conversion.blob import Blob
@@ -73,14 +72,6 @@ class OpenVINOWriter:
     def close(self) -> None:
         """Finish the weights' file."""
         self._blob.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _write(self, tensor: StoredTensor, first_row: int, data: np.ndarray) -> None:
         row_bits = math.prod(tensor.shape[1:]) * _BITS[tensor.element_type]
