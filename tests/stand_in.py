@@ -10,6 +10,7 @@ answers with the prompt.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -145,6 +146,8 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--terminal"]:
         del sys.argv[1]
         become_terminal_session()
+    # Tests that run in the background of a shell inherit an ignored Ctrl+C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     vars(aipc).update(load=load, convert=convert)
     from aipc.cli import main
 
