@@ -21,15 +21,15 @@ def load(
     source: str | Path,
     device: str = "auto",
     runtime: str | None = None,
-    *,
     exact: bool = False,
+    *,
     properties: Mapping[str, object] | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Model:
     """A model, ready to answer.
 
     source      an alias, a hub id, a checkpoint folder (converted once, then cached) or a converted folder
-    device      "auto", "NPU", "GPU", "GPU.1", "CPU"
+    device      "auto", "NPU", "GPU", "GPU.1", "CPU", "CUDA:0", "DML:0"
     runtime     None for the one that suits the folder and the device
     exact       float32 arithmetic; with unquantised weights, the tokens are those of float32
     properties  for the runtime below, in its own words; they win over ours
@@ -46,9 +46,7 @@ def load(
         except (DeviceError, SchemeError, MissingExtraError) as exc:
             if chosen.named or candidate is chosen.candidates[-1]:
                 raise
-            notes.append(
-                f"{candidate.device.word} with {candidate.runtime.title} is passed over: {exc.message}"
-            )
+            notes.append(f"{candidate} is passed over: {exc.message}")
         else:
             model.load_s = time.perf_counter() - started
             model.notes = (*notes, *model.notes)
