@@ -88,6 +88,23 @@ def test_a_folder_of_both_formats_serves_both_runtimes(checkpoint: Path, tmp_pat
     assert prepare.formats_of("phi-3-mini") is None
 
 
+def test_a_folder_that_only_shares_its_name_with_an_alias_is_not_in_the_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "phi-3-mini").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert prepare.formats_of("phi-3-mini") is None
+
+
+def test_a_folder_of_both_formats_is_found_by_its_bare_name(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare.convert(checkpoint, tmp_path / "both", to="openvino,onnx")
+    monkeypatch.chdir(tmp_path)
+    assert prepare.formats_of("both") == {"openvino", "onnxruntime"}
+    assert prepare.ready_model("both", OPENVINO, CPU).folder == Path("both") / "openvino"
+
+
 def test_a_folder_for_another_runtime_says_so(checkpoint: Path) -> None:
     with pytest.raises(SchemeError, match="for OpenVINO GenAI, not for ONNX Runtime") as caught:
         prepare.ready_model(ready(checkpoint).folder, ONNXRUNTIME, CPU)

@@ -66,7 +66,7 @@ def find(
     raises   ModelNotFoundError, DownloadError, UnsupportedModelError, CheckpointError, StorageError,
              UsageError
     """
-    folder = _local_folder(source)
+    folder = local_folder(source)
     if folder is None and str(source) == DEMO:
         from aipc import demo
 
@@ -167,12 +167,12 @@ def hub_cache() -> Path:
     return Path(constants.HF_HUB_CACHE)
 
 
-def _local_folder(source: str | Path) -> Path | None:
+def local_folder(source: str | Path) -> Path | None:
     """The folder that `source` names, or None where it reads as an alias or a hub id."""
     text = str(source)
     folder = Path(source).expanduser()
     has_separator = "/" in text or os.sep in text
-    if folder.is_dir() and (has_separator or isinstance(source, Path) or (folder / "config.json").is_file()):
+    if folder.is_dir() and (has_separator or isinstance(source, Path) or _holds_model(folder)):
         return folder
     is_path = isinstance(source, Path) or folder.is_absolute() or "\\" in text or text.count("/") > 1
     if not is_path and not text.startswith((".", "~")):
@@ -182,6 +182,12 @@ def _local_folder(source: str | Path) -> Path | None:
             f"{text} is a file; a model is a folder", hint="name the folder that config.json is in"
         )
     raise ModelNotFoundError(f"there is no folder {text}", hint="see aipc models for what is here")
+
+
+def _holds_model(folder: Path) -> bool:
+    return (folder / "config.json").is_file() or any(
+        converted_folders(folder, info) for info in RUNTIMES.values()
+    )
 
 
 def _is_complete(folder: Path) -> bool:

@@ -145,12 +145,10 @@ def convert(  # noqa: PLR0917 - the names and their order are optimum-cli's
 
 def formats_of(source: str | Path) -> frozenset[str] | None:
     """The runtimes that a converted folder is for; None for what can be converted, or is not here yet."""
-    if not Path(source).expanduser().is_dir():
+    folder = hub.local_folder(source)
+    if folder is None or hub.kind_of(folder) == "checkpoint":
         return None
-    found = hub.find(source, download=False)
-    if found.kind == "checkpoint":
-        return None
-    return frozenset(name for name, info in RUNTIMES.items() if hub.converted_folders(found.folder, info))
+    return frozenset(name for name, info in RUNTIMES.items() if hub.converted_folders(folder, info))
 
 
 def ready_model(
@@ -166,7 +164,7 @@ def ready_model(
     name = str(source)
     target = _TARGETS.get(device.word.replace(":", ".").partition(".")[0], "cpu")
     recipe = DEFAULT_RECIPE | ({"target": target} if runtime is ONNXRUNTIME else {})
-    if not Path(source).exists():
+    if hub.local_folder(source) is None:
         earlier = cache.lookup(name, recipe, runtime.name)
         if earlier is not None:
             return ReadyModel(name, earlier)
