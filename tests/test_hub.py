@@ -21,6 +21,7 @@ from aipc.errors import (
     CheckpointError,
     DownloadError,
     ModelNotFoundError,
+    SchemeError,
     StorageError,
     UnsupportedModelError,
     UsageError,
@@ -210,6 +211,61 @@ def test_a_converted_repository_is_taken_as_it_is(server: HubServer) -> None:
     source = hub.find("OpenVINO/tiny-int4-ov")
     assert source.kind == "converted"
     assert {path.name for path in source.folder.iterdir()} == files.keys() - {"pytorch_model.bin"}
+
+
+CPU_PART = "cpu_and_mobile/cpu-int4-rtn-block-32-acc-level-4"
+ONNX_PARTS = (
+    "cpu_and_mobile/cpu-int4-rtn-block-32",
+    CPU_PART,
+    "cuda/cuda-fp16",
+    "cuda/cuda-int4-rtn-block-32",
+    "directml/directml-int4-awq-block-128",
+)
+ONNX_FILES = ("genai_config.json", "model.onnx", "model.onnx.data", "tokenizer.json", "configuration_phi3.py")
+
+
+def onnx_repository(parts: tuple[str, ...] = ONNX_PARTS) -> dict[str, bytes]:
+    """As microsoft/Phi-3-mini-4k-instruct-onnx is laid out."""
+    files = {f"{part}/{name}": f"{part} {name}".encode() for part in parts for name in ONNX_FILES}
+    return files | {"config.json": b"{}", "README.md": b"read me"}
+
+
+@pytest.mark.parametrize(
+    ("target", "part"),
+    [("cpu", CPU_PART), ("cuda", "cuda/cuda-int4-rtn-block-32"), ("dml", ONNX_PARTS[-1])],
+)
+def test_of_onnx_models_the_one_for_the_device_is_fetched(server: HubServer, target: str, part: str) -> None:
+    server.add(REPOSITORY, onnx_repository())
+    source = hub.find(REPOSITORY, target=target)
+    assert source.kind == "converted"
+    here = {path.relative_to(source.folder).as_posix() for path in source.folder.rglob("*") if path.is_file()}
+    assert here == {f"{part}/{name}" for name in ONNX_FILES if not name.endswith(".py")}
+    assert (source.folder / part / "model.onnx.data").read_text(encoding="utf-8") == f"{part} model.onnx.data"
+    assert server.files_asked()[-1] == "genai_config.json"
+    server.stop()
+    assert hub.find(REPOSITORY, target=target) == source
+
+
+def test_another_device_fetches_its_own_onnx_model(server: HubServer) -> None:
+    server.add(REPOSITORY, onnx_repository())
+    hub.find(REPOSITORY, target="cpu")
+    assert hub.cached_snapshot(REPOSITORY, target="cpu") is not None
+    assert hub.cached_snapshot(REPOSITORY, target="dml") is None
+
+
+def test_onnx_models_are_refused_where_none_fits(server: HubServer) -> None:
+    server.add(REPOSITORY, onnx_repository(("cuda/cuda-fp16", "cuda/cuda-int4-rtn-block-32")))
+    with pytest.raises(SchemeError, match=r"no checkpoint: cuda/cuda-fp16") as caught:
+        hub.find(REPOSITORY)
+    assert "--runtime onnxruntime" in caught.value.hint
+    with pytest.raises(SchemeError, match="for dml: cuda/cuda-fp16"):
+        hub.find(REPOSITORY, target="dml")
+    assert server.files_asked() == []
+
+
+@pytest.mark.parametrize(("part", "taken"), [("onnx", True), ("cuda-int4", False), (".", True)])
+def test_one_onnx_model_is_for_any_device_unless_it_says_otherwise(part: str, taken: bool) -> None:
+    assert (hub.part_for("cpu", [part]) == part) is taken
 
 
 def test_a_tag_and_a_commit_are_revisions(server: HubServer) -> None:

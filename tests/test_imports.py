@@ -28,7 +28,7 @@ ARROWS = {
     "prepare": {"cache", "conversion", "hub", "manifest", "phi3", "preflight", "runtimes.base"},
     "cache": {"hub", "manifest"},
     "hub": {"demo", "hub_download", "phi3", "runtimes.base"},
-    "hub_download": {"aipc", "hub", "phi3"},
+    "hub_download": {"aipc", "hub", "phi3", "runtimes.base"},
     "conversion": {"manifest", "phi3", "text"},
     "runtimes": {"phi3", "preflight", "runtimes.base"},
     "text": {"phi3"},

@@ -183,7 +183,7 @@ def prepared(monkeypatch: pytest.MonkeyPatch, folder: Path, runtime: FakeRuntime
     ready = prepare.ReadyModel("tiny", write_llama_style(folder))
     (folder / "config.json").write_text('{"max_position_embeddings": 64}', encoding="utf-8")
     (folder / "openvino_model.xml").write_text("<net/>", encoding="utf-8")
-    monkeypatch.setattr(aipc.model.prepare, "ready_model", lambda *_: ready)
+    monkeypatch.setattr(aipc.model.prepare, "ready_model", lambda *_, **__: ready)
 
 
 def test_auto_passes_over_a_device_that_refuses_and_says_so(

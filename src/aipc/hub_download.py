@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import quote, urlsplit
 from uuid import uuid4
@@ -36,9 +36,17 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
 )
 
 import aipc
-from aipc.errors import AipcError, DownloadError, ModelNotFoundError, StorageError, UnsupportedModelError
-from aipc.hub import COMMIT, INDEX_FILE, hub_cache, storage_of
+from aipc.errors import (
+    AipcError,
+    DownloadError,
+    ModelNotFoundError,
+    SchemeError,
+    StorageError,
+    UnsupportedModelError,
+)
+from aipc.hub import COMMIT, INDEX_FILE, hub_cache, part_for, storage_of
 from aipc.phi3 import Phi3Config
+from aipc.runtimes.base import ONNXRUNTIME
 from aipc.types import Progress
 
 # Waits between tries that bring nothing; each byte that arrives starts the row anew.
@@ -50,7 +58,11 @@ _MAX_FILES = 10_000
 
 @dataclass(frozen=True, slots=True)
 class RemoteFile:
-    """A file of a repository; `etag` is its sha256, or for a small file in git the sha1 of its git blob."""
+    """A file of a repository.
+
+    name   its path there
+    etag   its sha256, or for a small file in git the sha1 of its git blob
+    """
 
     name: str
     bytes: int
@@ -63,12 +75,16 @@ class RemoteFile:
         return hashlib.sha1(b"blob %d\0" % self.bytes, usedforsecurity=False)
 
 
-def download(repository: str, revision: str | None, progress: Callable[[Progress], None]) -> Path:
+def download(
+    repository: str, revision: str | None, target: str | None, progress: Callable[[Progress], None]
+) -> Path:
     """Fetch what aipc reads of a repository, and give its folder in the Hugging Face cache.
 
     A model that aipc cannot convert is refused by its config.json, before any weight is fetched.
 
-    raises   ModelNotFoundError, DownloadError, UnsupportedModelError, CheckpointError, StorageError
+    target   of ONNX models, fetch the one for "cpu", "cuda" or "dml"; None fetches none
+    raises   ModelNotFoundError, DownloadError, UnsupportedModelError, SchemeError, CheckpointError,
+             StorageError
     """
     host = urlsplit(constants.ENDPOINT).netloc
     if constants.HF_HUB_OFFLINE:
@@ -82,7 +98,8 @@ def download(repository: str, revision: str | None, progress: Callable[[Progress
     with _in_our_words(repository, revision, host):
         commit, files = _list_files(repository, revision)
         snapshot = _Snapshot(repository, commit)
-        wanted = _choose(repository, files)
+        wanted = _choose(repository, files, target)
+        is_checkpoint = any(file.name.endswith(".safetensors") for file in wanted)
         _check_space(snapshot, wanted)
         done = sum(snapshot.bytes_here(file) for file in wanted)
         total = sum(file.bytes for file in wanted)
@@ -95,14 +112,14 @@ def download(repository: str, revision: str | None, progress: Callable[[Progress
         advance(0)
         for file in wanted:
             snapshot.fetch(file, advance)
-            if file.name == "config.json" and "openvino_model.xml" not in files:
+            if file.name == "config.json" and is_checkpoint:
                 Phi3Config.read(snapshot.folder)
         snapshot.name_as(revision or "main")
     return snapshot.folder
 
 
 def _list_files(repository: str, revision: str | None) -> tuple[str, dict[str, RemoteFile]]:
-    """The commit that a revision means, and the files at the top of the repository."""
+    """The commit that a revision means, and the repository's files, also those one or two folders down."""
     try:
         info = HfApi(
             endpoint=constants.ENDPOINT, library_name="aipc", library_version=aipc.__version__
@@ -124,8 +141,8 @@ def _list_files(repository: str, revision: str | None) -> tuple[str, dict[str, R
 
 
 def _is_plain(sibling: Any) -> bool:
-    """Whether a listed file lies at the top of the repository, under a name that is only a name."""
-    return re.fullmatch(r"\w[\w.-]{0,200}", sibling.rfilename) is not None
+    """Whether a listed file lies at most two folders down, under names that are only names."""
+    return re.fullmatch(r"(\w[\w.-]{0,200}/){0,2}\w[\w.-]{0,200}", sibling.rfilename) is not None
 
 
 def _remote_file(sibling: Any) -> RemoteFile:
@@ -139,13 +156,21 @@ def _remote_file(sibling: Any) -> RemoteFile:
     return RemoteFile(sibling.rfilename, sibling.size, etag)
 
 
-def _choose(repository: str, files: dict[str, RemoteFile]) -> list[RemoteFile]:
-    """What aipc reads, config.json first and the weights last: never a pickle, never code."""
+def _choose(repository: str, files: dict[str, RemoteFile], target: str | None) -> list[RemoteFile]:
+    """What aipc reads, config.json first and the weights last: never a pickle, never code.
+
+    raises   UnsupportedModelError, SchemeError
+    """
     small = r"config\.json|[\w.-]+\.json|[\w.-]+\.jinja"
     weights = (
         r"openvino_[\w.-]+\.(xml|bin)" if "openvino_model.xml" in files else r"model[\w.-]*\.safetensors"
     )
     chosen = [file for name, file in files.items() if re.fullmatch(weights, name)]
+    onnx = sorted(
+        str(path.parent) for path in map(PurePosixPath, files) if path.name == ONNXRUNTIME.model_file
+    )
+    if not chosen and onnx:
+        return _choose_onnx(repository, files, onnx, target)
     if not chosen or "config.json" not in files:
         kinds = sorted(
             {Path(name).suffix for name in files} & {".bin", ".pth", ".gguf", ".onnx", ".safetensors"}
@@ -160,6 +185,30 @@ def _choose(repository: str, files: dict[str, RemoteFile]) -> list[RemoteFile]:
         sorted(texts, key=lambda file: (file.name != "config.json", file.name != INDEX_FILE, file.name))
         + chosen
     )
+
+
+def _choose_onnx(
+    repository: str, files: dict[str, RemoteFile], parts: list[str], target: str | None
+) -> list[RemoteFile]:
+    """The ONNX model for a target, genai_config.json last: where it is, all is.
+
+    parts    the folders in the repository that hold one
+    raises   SchemeError
+    """
+    if target is None:
+        raise SchemeError(
+            f"{repository} holds models for {ONNXRUNTIME.title}, and no checkpoint: {', '.join(parts)}",
+            hint=f"run it with --runtime {ONNXRUNTIME.name}; for others take the model's original repository",
+        )
+    part = part_for(target, parts)
+    if part is None:
+        raise SchemeError(
+            f"{repository} holds no model that says it is for {target}: {', '.join(parts)}",
+            hint="take the model's original repository, which is converted for any device",
+        )
+    inside = [file for name, file in files.items() if str(PurePosixPath(name).parent) == part]
+    read = [file for file in inside if re.search(r"\.(json|jinja|onnx|data)$", file.name)]
+    return sorted(read, key=lambda file: (file.name.endswith(ONNXRUNTIME.model_file), file.bytes))
 
 
 def _check_space(snapshot: _Snapshot, files: list[RemoteFile]) -> None:
@@ -193,7 +242,7 @@ class _Snapshot:
         pointer, blob = self.folder / file.name, self.blobs / file.etag
         if pointer.is_file():
             return
-        for folder in (self.folder, self.blobs, self.locks):
+        for folder in (pointer.parent, self.blobs, self.locks):
             folder.mkdir(parents=True, exist_ok=True)
         with WeakFileLock(self.locks / f"{file.etag}.lock"):
             if not pointer.is_file() and not blob.is_file():

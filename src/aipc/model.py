@@ -23,6 +23,7 @@ def load(
     runtime: str | None = None,
     exact: bool = False,
     *,
+    revision: str | None = None,
     properties: Mapping[str, object] | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Model:
@@ -32,6 +33,7 @@ def load(
     device      "auto", "NPU", "GPU", "GPU.1", "CPU", "CUDA:0", "DML:0"
     runtime     None for the one that suits the folder and the device
     exact       float32 arithmetic; with unquantised weights, the tokens are those of float32
+    revision    of a hub repository: branch, tag or commit
     properties  for the runtime below, in its own words; they win over ours
     raises      ModelNotFoundError, CheckpointError, UnsupportedModelError, DeviceError, StorageError,
                 MissingExtraError
@@ -42,7 +44,10 @@ def load(
     notes = list(chosen.notes)
     for candidate in chosen.candidates:
         try:
-            model = _open(source, candidate, exact=exact, properties=properties, progress=progress)
+            ready = prepare.ready_model(
+                source, candidate.runtime, candidate.device, progress, revision=revision
+            )
+            model = _open(ready, candidate, exact=exact, properties=properties)
         except (DeviceError, SchemeError, MissingExtraError) as exc:
             if chosen.named or candidate is chosen.candidates[-1]:
                 raise
@@ -55,16 +60,14 @@ def load(
 
 
 def _open(
-    source: str | Path,
+    ready: prepare.ReadyModel,
     candidate: plan.Candidate,
     *,
     exact: bool,
     properties: Mapping[str, object] | None,
-    progress: Callable[[Progress], None] | None,
 ) -> Model:
     """The model on one runtime and device."""
     runtime, device = candidate.runtime, candidate.device
-    ready = prepare.ready_model(source, runtime, device, progress)
     text = Text.load(ready.folder)
     session: Session = plan.runtime_module(runtime).open_session(
         ready.folder,

@@ -23,8 +23,6 @@ DEFAULT_RECIPE = {"weight_format": "int4", "group_size": None, "sym": True, "rat
 
 # Whose kernels an ONNX folder is for, by the first part of a device word.
 _TARGETS = {"CPU": "cpu", "CUDA": "cuda", "DML": "dml"}
-# What folders of others call them.
-_TARGET_WORDS = {"cpu": ("cpu",), "cuda": ("cuda", "gpu"), "dml": ("directml", "dml")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,27 +154,31 @@ def ready_model(
     runtime: RuntimeInfo,
     device: Device,
     progress: Callable[[Progress], None] | None = None,
+    *,
+    revision: str | None = None,
 ) -> ReadyModel:
     """A folder for `runtime` on `device`: in the source itself, in the cache, or converted there now.
 
+    revision   of a hub repository: branch, tag or commit
     raises   as `convert`; SchemeError if the source is a folder for another runtime
     """
     name = str(source)
     target = _TARGETS.get(device.word.replace(":", ".").partition(".")[0], "cpu")
-    recipe = DEFAULT_RECIPE | ({"target": target} if runtime is ONNXRUNTIME else {})
+    onnx = runtime is ONNXRUNTIME
+    recipe = DEFAULT_RECIPE | ({"target": target} if onnx else {})
     if hub.local_folder(source) is None:
-        earlier = cache.lookup(name, recipe, runtime.name)
+        earlier = cache.lookup(name, recipe, runtime.name, revision)
         if earlier is not None:
             return ReadyModel(name, earlier)
-    found = hub.find(source, progress=progress)
+    found = hub.find(source, revision=revision, target=target if onnx else None, progress=progress)
     if found.kind == "converted":
         return ReadyModel(name, _fitting_folder(found.folder, runtime, target))
     out = cache.converted_folder(found, recipe, runtime.name)
     if not (out / MANIFEST_FILE).is_file():
         cache.ensure_writable(out.parent)
         try:
-            word = "onnx" if runtime is ONNXRUNTIME else runtime.name
-            convert(source, out, to=word, target=target, progress=progress)
+            word = "onnx" if onnx else runtime.name
+            convert(source, out, to=word, target=target, revision=revision, progress=progress)
         except StorageError:
             # Another process that began at the same time may have put the same folder there.
             if not (out / MANIFEST_FILE).is_file():
@@ -196,12 +198,13 @@ def _fitting_folder(folder: Path, runtime: RuntimeInfo, target: str) -> Path:
             f"{folder} is a folder for {other.title}, not for {runtime.title}",
             hint=f"--runtime {other.name}, or give the checkpoint, which is converted for either",
         )
-    words = _TARGET_WORDS[target]
-    named = [path for path in found if any(w in path.relative_to(folder).as_posix().lower() for w in words)]
-    if len(found) == 1 or named:
-        return (named or found)[0]
+    if len(found) == 1:
+        return found[0]
+    parts = [path.relative_to(folder).as_posix() for path in found]
+    part = hub.part_for(target, parts)
+    if part is not None:
+        return folder / part
     raise SchemeError(
-        f"{folder} holds several models, and none of them says that it is for {target}: "
-        f"{', '.join(path.relative_to(folder).as_posix() for path in found)}",
+        f"{folder} holds several models, and none of them says that it is for {target}: {', '.join(parts)}",
         hint="name the folder that is meant",
     )

@@ -39,6 +39,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--runtime", help="what runs the model, such as openvino (default: by device and folder)"
     )
+    parser.add_argument("--revision", help="branch, tag or commit of a hub id")
     parser.add_argument("--exact", action="store_true", help="compute in float32: slower, reproducible")
     parser.add_argument("--system", metavar="TEXT", help="instructions that come before the conversation")
     parser.add_argument(
@@ -91,7 +92,12 @@ def open_model(args: Namespace) -> Iterator[Model]:
     """The model, loaded with progress on stderr; freed at the end."""
     with console.progress(f"loading {args.model}") as progress:
         model = aipc.load(
-            args.model, device=args.device, runtime=args.runtime, exact=args.exact, progress=progress
+            args.model,
+            device=args.device,
+            runtime=args.runtime,
+            exact=args.exact,
+            revision=args.revision,
+            progress=progress,
         )
     with model:
         for sentence in model.notes:
