@@ -78,6 +78,15 @@ def test_each_runtime_and_target_has_a_folder_of_its_own(checkpoint: Path) -> No
     assert prepare.ready_model(checkpoint, ONNXRUNTIME, CPU) == onnx
 
 
+def test_a_weight_format_is_converted_or_must_be_what_is_there(checkpoint: Path, tmp_path: Path) -> None:
+    int8 = prepare.ready_model(checkpoint, OPENVINO, CPU, weight_format="int8")
+    assert int8.precision == "int8"
+    assert int8.folder != ready(checkpoint).folder
+    assert prepare.ready_model(int8.folder, OPENVINO, CPU, weight_format="int8").folder == int8.folder
+    with pytest.raises(SchemeError, match="holds int8 weights, and fp16 is asked for"):
+        prepare.ready_model(int8.folder, OPENVINO, CPU, weight_format="fp16")
+
+
 def test_a_folder_of_both_formats_serves_both_runtimes(checkpoint: Path, tmp_path: Path) -> None:
     both = prepare.convert(checkpoint, tmp_path / "both", to="openvino,onnx")
     assert prepare.formats_of(both) == {"openvino", "onnxruntime"}

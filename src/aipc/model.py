@@ -23,20 +23,22 @@ def load(
     runtime: str | None = None,
     exact: bool = False,
     *,
+    weight_format: str | None = None,
     revision: str | None = None,
     properties: Mapping[str, object] | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Model:
     """A model, ready to answer.
 
-    source      an alias, a hub id, a checkpoint folder (converted once, then cached) or a converted folder
-    device      "auto", "NPU", "GPU", "GPU.1", "CPU", "CUDA:0", "DML:0"
-    runtime     None for the one that suits the folder and the device
-    exact       float32 arithmetic; with unquantised weights, the tokens are those of float32
-    revision    of a hub repository: branch, tag or commit
-    properties  for the runtime below, in its own words; they win over ours
-    raises      ModelNotFoundError, CheckpointError, UnsupportedModelError, DeviceError, StorageError,
-                MissingExtraError
+    source         an alias, a hub id, a checkpoint folder (converted once, then cached), a converted folder
+    device         "auto", "NPU", "GPU", "GPU.1", "CPU", "CUDA:0", "DML:0"
+    runtime        None for the one that suits the folder and the device
+    exact          float32 arithmetic; with unquantised weights, the tokens are those of float32
+    weight_format  "fp16", "int8" or "int4"; None for what a converted folder has, int4 for a checkpoint
+    revision       of a hub repository: branch, tag or commit
+    properties     for the runtime below, in its own words; they win over ours
+    raises         ModelNotFoundError, CheckpointError, UnsupportedModelError, DeviceError, StorageError,
+                   SchemeError, MissingExtraError
     """
     started = time.perf_counter()
     # Wrong words are found before anything is fetched.
@@ -45,7 +47,12 @@ def load(
     for candidate in chosen.candidates:
         try:
             ready = prepare.ready_model(
-                source, candidate.runtime, candidate.device, progress, revision=revision
+                source,
+                candidate.runtime,
+                candidate.device,
+                progress,
+                weight_format=weight_format,
+                revision=revision,
             )
             model = _open(ready, candidate, exact=exact, properties=properties)
         except (DeviceError, SchemeError, MissingExtraError) as exc:
@@ -78,12 +85,13 @@ def _open(
         context_length=ready.context_length,
         precision=ready.precision,
     )
-    return Model(ready.name, text, session, runtime=runtime.title, notes=session.notes)
+    return Model(ready.name, text, session, runtime=runtime.title, folder=ready.folder, notes=session.notes)
 
 
 class Model:
     """Answers prompts on one device. Close it, or use it in a `with` block, to free the device.
 
+    folder  what it was loaded from
     notes   sentences about what was chosen, for people
     """
 
@@ -94,6 +102,7 @@ class Model:
         session: Session,
         *,
         runtime: str,
+        folder: Path | None = None,
         load_s: float = 0.0,
         notes: Iterable[str] = (),
     ) -> None:
@@ -101,6 +110,7 @@ class Model:
         self.text = text
         self.session = session
         self.runtime = runtime
+        self.folder = folder
         self.load_s = load_s
         self.notes = tuple(notes)
 

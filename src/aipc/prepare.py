@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -18,8 +18,16 @@ from aipc.types import Progress
 _LOG = logging.getLogger("aipc")
 
 # What NPU, GPU and CPU all take: the recipe of a model that is asked for by name.
-DEFAULT_RECIPE = {"weight_format": "int4", "group_size": None, "sym": True, "ratio": 1.0}
+DEFAULT_RECIPE: Mapping[str, object] = {
+    "weight_format": "int4",
+    "group_size": None,
+    "sym": True,
+    "ratio": 1.0,
+}
 
+
+# The precision of a folder of others that says nothing of it.
+_UNSAID = "as converted"
 
 # Whose kernels an ONNX folder is for, by the first part of a device word.
 _TARGETS = {"CPU": "cpu", "CUDA": "cuda", "DML": "dml"}
@@ -59,8 +67,8 @@ class ReadyModel:
         if (self.folder / OPENVINO.model_file).is_file():
             return preflight.weight_format(self.folder)
         if (self.folder / MANIFEST_FILE).is_file():
-            return str(Manifest.read(self.folder).recipe.get("weight_format", "as converted"))
-        return "as converted"
+            return str(Manifest.read(self.folder).recipe.get("weight_format", _UNSAID))
+        return _UNSAID
 
     def compiled_dir(self, device: Device, runtime: RuntimeInfo) -> Path | None:
         """Where what `runtime` compiles for `device` is kept: apart for every driver and version.
@@ -155,35 +163,61 @@ def ready_model(
     device: Device,
     progress: Callable[[Progress], None] | None = None,
     *,
+    weight_format: str | None = None,
     revision: str | None = None,
 ) -> ReadyModel:
     """A folder for `runtime` on `device`: in the source itself, in the cache, or converted there now.
 
-    revision   of a hub repository: branch, tag or commit
-    raises   as `convert`; SchemeError if the source is a folder for another runtime
+    weight_format  "fp16", "int8" or "int4"; None for what the folder has, int4 where it is converted now
+    revision       of a hub repository: branch, tag or commit
+    raises         as `convert`; SchemeError if the source is a folder for another runtime or format
     """
     name = str(source)
     target = _TARGETS.get(device.word.replace(":", ".").partition(".")[0], "cpu")
     onnx = runtime is ONNXRUNTIME
-    recipe = DEFAULT_RECIPE | ({"target": target} if onnx else {})
+    recipe = dict(DEFAULT_RECIPE) | ({"target": target} if onnx else {})
+    if weight_format is not None:
+        recipe |= {"weight_format": weight_format}
     if hub.local_folder(source) is None:
         earlier = cache.lookup(name, recipe, runtime.name, revision)
         if earlier is not None:
             return ReadyModel(name, earlier)
     found = hub.find(source, revision=revision, target=target if onnx else None, progress=progress)
     if found.kind == "converted":
-        return ReadyModel(name, _fitting_folder(found.folder, runtime, target))
+        ready = ReadyModel(name, _fitting_folder(found.folder, runtime, target))
+        _require_format(ready, weight_format)
+        return ready
     out = cache.converted_folder(found, recipe, runtime.name)
     if not (out / MANIFEST_FILE).is_file():
         cache.ensure_writable(out.parent)
         try:
             word = "onnx" if onnx else runtime.name
-            convert(source, out, to=word, target=target, revision=revision, progress=progress)
+            convert(
+                source,
+                out,
+                to=word,
+                weight_format=str(recipe["weight_format"]),
+                progress=progress,
+                target=target,
+                revision=revision,
+            )
         except StorageError:
             # Another process that began at the same time may have put the same folder there.
             if not (out / MANIFEST_FILE).is_file():
                 raise
     return ReadyModel(name, out)
+
+
+def _require_format(ready: ReadyModel, weight_format: str | None) -> None:
+    """Refuse a folder of another format than the one asked for, as far as it says.
+
+    raises   SchemeError
+    """
+    if weight_format is not None and ready.precision not in {weight_format, _UNSAID}:
+        raise SchemeError(
+            f"{ready.folder} holds {ready.precision} weights, and {weight_format} is asked for",
+            hint="name the checkpoint, which is converted, or ask for no format",
+        )
 
 
 def _fitting_folder(folder: Path, runtime: RuntimeInfo, target: str) -> Path:

@@ -39,6 +39,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--runtime", help="what runs the model, such as openvino (default: by device and folder)"
     )
+    parser.add_argument(
+        "--weight-format", choices=["fp16", "int8", "int4"], help="of a checkpoint (default: int4)"
+    )
     parser.add_argument("--revision", help="branch, tag or commit of a hub id")
     parser.add_argument("--exact", action="store_true", help="compute in float32: slower, reproducible")
     parser.add_argument("--system", metavar="TEXT", help="instructions that come before the conversation")
@@ -96,6 +99,7 @@ def open_model(args: Namespace) -> Iterator[Model]:
             device=args.device,
             runtime=args.runtime,
             exact=args.exact,
+            weight_format=args.weight_format,
             revision=args.revision,
             progress=progress,
         )
