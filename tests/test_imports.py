@@ -25,6 +25,7 @@ ARROWS = {
     "aipc": {"model", "prepare"},
     "model": {"plan", "prepare", "text", "runtimes.base"},
     "plan": {"runtimes.base"},
+    "transformers": {"aipc", "model"},
     "prepare": {"cache", "conversion", "hub", "manifest", "phi3", "preflight", "runtimes.base"},
     "cache": {"hub", "manifest"},
     "hub": {"demo", "hub_download", "phi3", "runtimes.base"},
@@ -55,6 +56,8 @@ OWNERS = {
     "huggingface_hub": ["hub.py", "hub_download.py"],
     "platformdirs": ["cache.py"],
     "rich": ["cli/console.py"],
+    "torch": ["transformers/*"],
+    "transformers": ["transformers/*"],
 }
 
 HEAVY = {
@@ -70,6 +73,8 @@ HEAVY = {
     "huggingface_hub",
     "rich",
     "platformdirs",
+    "torch",
+    "transformers",
 }
 
 

@@ -40,6 +40,9 @@ class AipcError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+        if hint:
+            # A traceback shows notes: a script's author reads the hint there.
+            self.add_note(f"hint: {hint}")
 
 
 class UsageError(AipcError):
