@@ -26,6 +26,7 @@ ARROWS = {
     "model": {"plan", "prepare", "text", "runtimes.base"},
     "plan": {"runtimes.base"},
     "transformers": {"aipc", "model"},
+    "hardware": set(),
     "prepare": {"cache", "conversion", "hub", "manifest", "phi3", "preflight", "runtimes.base"},
     "cache": {"hub", "manifest"},
     "hub": {"demo", "hub_download", "phi3", "runtimes.base"},

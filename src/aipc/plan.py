@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from types import ModuleType
 
 from aipc.errors import AipcError, DeviceError, MissingExtraError, UsageError
-from aipc.runtimes.base import ONNXRUNTIME, OPENVINO, RUNTIMES, Device, DeviceKind, RuntimeInfo
+from aipc.runtimes.base import ONNXRUNTIME, OPENVINO, RUNTIMES, Device, RuntimeInfo
+from aipc.types import DeviceKind
 
 AUTO = "auto"
 

@@ -10,6 +10,7 @@ from typing import Literal
 from aipc.errors import UsageError, shown
 
 FinishReason = Literal["stop", "length", "cancelled"]
+DeviceKind = Literal["NPU", "discrete GPU", "integrated GPU", "CPU"]
 
 ROLES = ("system", "user", "assistant")
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
-from aipc.types import Sampling
-
-DeviceKind = Literal["NPU", "discrete GPU", "integrated GPU", "CPU"]
+from aipc.types import DeviceKind, Sampling
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from aipc.runtimes.base import Device, DeviceKind
+from aipc.runtimes.base import Device
+from aipc.types import DeviceKind
 
 # An integrated GPU is given less than this of its own.
 _DEDICATED_BYTES = 512 * 2**20

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from aipc.errors import MissingExtraError, require
 from aipc.phi3 import read_json_object
-from aipc.runtimes.base import OPENVINO, Device, DeviceKind
+from aipc.runtimes.base import OPENVINO, Device
 from aipc.runtimes.process import Worker
 from aipc.runtimes.session import EngineSession
+from aipc.types import DeviceKind
 
 if TYPE_CHECKING:
     import openvino
