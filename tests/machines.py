@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 NPU = "0000:00:0b.0"
@@ -25,12 +25,12 @@ def add_pci(
     driver: str | None = None,
     *,
     files: Mapping[str, str | bytes] | None = None,
-    nodes: Mapping[str, str] | None = None,
+    nodes: Sequence[str] = (),
 ) -> Path:
     """A PCI device.
 
     files   by their names in its folder
-    nodes   its subfolders, such as "accel/accel0", by the file in /dev that they stand for
+    nodes   its subfolders that stand for a file in /dev, such as "drm/renderD128"
     """
     folder = root / "sys/bus/pci/devices" / address
     lines = [f"DRIVER={driver}"] if driver else []
@@ -38,7 +38,8 @@ def add_pci(
     write(folder / "uevent", "\n".join(lines) + "\n")
     for name, content in (files or {}).items():
         write(folder / name, content)
-    for device, name in (nodes or {}).items():
+    for name in nodes:
+        device = name.replace("drm/", "dri/")
         write(folder / name / "uevent", f"DEVNAME={device}\n")
         write(root / "dev" / device)
     if driver:
@@ -69,8 +70,8 @@ def add_user_mode_drivers(root: Path) -> None:
 def meteor_lake(root: Path) -> Path:
     """A laptop: intel_vpu and i915."""
     add_cpu(root, "GenuineIntel", "Intel(R) Core(TM) Ultra 7 155H", "sse4_2 avx avx2 fma avx_vnni")
-    add_pci(root, NPU, "8086:7d1d", "120000", "intel_vpu", nodes={"accel/accel0": "accel/accel0"})
-    add_pci(root, IGPU, "8086:7d55", "30000", "i915", nodes={"dri/renderD128": "drm/renderD128"})
+    add_pci(root, NPU, "8086:7d1d", "120000", "intel_vpu", nodes=["accel/accel0"])
+    add_pci(root, IGPU, "8086:7d55", "30000", "i915", nodes=["drm/renderD128"])
     add_user_mode_drivers(root)
     return root
 
@@ -78,8 +79,8 @@ def meteor_lake(root: Path) -> Path:
 def lunar_lake(root: Path) -> Path:
     """A laptop: intel_vpu and xe, with the list of PCI devices."""
     add_cpu(root, "GenuineIntel", "Intel(R) Core(TM) Ultra 7 258V", "sse4_2 avx avx2 fma avx_vnni")
-    add_pci(root, NPU, "8086:643e", "120000", "intel_vpu", nodes={"accel/accel0": "accel/accel0"})
-    add_pci(root, IGPU, "8086:64a0", "30000", "xe", nodes={"dri/renderD128": "drm/renderD128"})
+    add_pci(root, NPU, "8086:643e", "120000", "intel_vpu", nodes=["accel/accel0"])
+    add_pci(root, IGPU, "8086:64a0", "30000", "xe", nodes=["drm/renderD128"])
     add_user_mode_drivers(root)
     write(
         root / "usr/share/misc/pci.ids",
@@ -102,7 +103,7 @@ def amd_laptop(root: Path) -> Path:
         "30000",
         "amdgpu",
         files=radeon,
-        nodes={"dri/renderD129": "drm/renderD129"},
+        nodes=["drm/renderD129"],
     )
     add_pci(
         root,
@@ -111,9 +112,9 @@ def amd_laptop(root: Path) -> Path:
         "38000",
         "amdgpu",
         files=apu,
-        nodes={"dri/renderD128": "drm/renderD128"},
+        nodes=["drm/renderD128"],
     )
-    add_pci(root, "0000:c2:00.1", "1022:17f0", "118000", "amdxdna", nodes={"accel/accel0": "accel/accel0"})
+    add_pci(root, "0000:c2:00.1", "1022:17f0", "118000", "amdxdna", nodes=["accel/accel0"])
     # The same class, and no NPU: AMD's audio processor.
     add_pci(root, "0000:c1:00.5", "1022:15e2", "118000", "snd_pci_ps")
     return root
@@ -122,7 +123,7 @@ def amd_laptop(root: Path) -> Path:
 def nvidia_desktop(root: Path) -> Path:
     """A GeForce and an Arc B580 in a desktop whose CPU has no graphics."""
     add_cpu(root, "AuthenticAMD", "AMD Ryzen 7 5800X", "avx2 fma")
-    add_pci(root, "0000:01:00.0", "10de:2d04", "30000", "nvidia", nodes={"dri/renderD128": "drm/renderD128"})
+    add_pci(root, "0000:01:00.0", "10de:2d04", "30000", "nvidia", nodes=["drm/renderD128"])
     write(root / "sys/module/nvidia/version", "580.82.07\n")
     write(
         root / "proc/driver/nvidia/gpus/0000:01:00.0/information",
@@ -131,7 +132,7 @@ def nvidia_desktop(root: Path) -> Path:
     write(root / "dev/nvidia0")
     write(root / "dev/nvidiactl")
     vram = {"tile0/physical_vram_size_bytes": "12884901888\n"}
-    add_pci(root, ARC, "8086:e20b", "30000", "xe", files=vram, nodes={"dri/renderD129": "drm/renderD129"})
+    add_pci(root, ARC, "8086:e20b", "30000", "xe", files=vram, nodes=["drm/renderD129"])
     return root
 
 

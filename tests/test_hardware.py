@@ -29,7 +29,7 @@ def test_a_meteor_lake_laptop(tmp_path: Path) -> None:
     assert (npu.driver, npu.pci_id) == ("intel_vpu", "8086:7d1d")
     assert npu.directory == tmp_path / "sys/bus/pci/devices" / machines.NPU
     assert [(node.path, node.openable) for node in npu.nodes] == [(tmp_path / "dev/accel/accel0", True)]
-    assert (igpu.kind, igpu.name, igpu.memory_bytes) == ("integrated GPU", "Intel GPU 8086:7d55", None)
+    assert (igpu.kind, igpu.name, igpu.memory_bytes) == ("integrated GPU", "Intel device 8086:7d55", None)
     assert [node.path for node in igpu.nodes] == [tmp_path / "dev/dri/renderD128"]
     assert (cpu.kind, cpu.vendor, cpu.memory_bytes) == ("CPU", "Intel", 32_000_000 * 1024)
     assert cpu.name == "Intel(R) Core(TM) Ultra 7 155H"

@@ -56,6 +56,7 @@ OWNERS = {
     "jinja2": ["text/*"],
     "huggingface_hub": ["hub.py", "hub_download.py"],
     "platformdirs": ["cache.py"],
+    "psutil": ["hardware/*"],
     "rich": ["cli/console.py"],
     "torch": ["transformers/*"],
     "transformers": ["transformers/*"],
@@ -76,6 +77,7 @@ HEAVY = {
     "platformdirs",
     "torch",
     "transformers",
+    "psutil",
 }
 
 

@@ -11,25 +11,12 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from aipc.hardware import names
 from aipc.hardware.processor import DeviceNode, Processor
 from aipc.types import DeviceKind
 
-VENDORS = {"8086": "Intel", "1002": "AMD", "1022": "AMD", "10de": "NVIDIA", "17cb": "Qualcomm"}
-
 # The first bytes of a PCI class: "processing accelerator" and "display controller".
 _ACCELERATOR, _DISPLAY = "12", "03"
-# AMD's NPUs call themselves signal processors, as many other devices do.
-_AMD_NPUS = {"1022:1502", "1022:17f0", "1022:17f1"}
-
-_INTEL_NPU_NAMES = {
-    "8086:7d1d": "Intel AI Boost (Meteor Lake)",
-    "8086:ad1d": "Intel AI Boost (Arrow Lake)",
-    "8086:643e": "Intel AI Boost (Lunar Lake)",
-    "8086:b03e": "Intel AI Boost (Panther Lake)",
-    "8086:fd3e": "Intel AI Boost (Wildcat Lake)",
-    "8086:d71d": "Intel AI Boost (Nova Lake)",
-}
-_AMD_NPU_NAME = "AMD Ryzen AI"
 
 _PCI_NAMES = ("usr/share/hwdata/pci.ids", "usr/share/misc/pci.ids")
 _INTEL_INTEGRATED = "0000:00:02.0"
@@ -49,15 +36,11 @@ def processors(root: Path = Path("/")) -> list[Processor]:
 def cpu(root: Path = Path("/")) -> Processor:
     """The CPU, with the system's memory."""
     fields = dict(_fields(root / "proc/cpuinfo", ":"))
-    vendor = {"GenuineIntel": "Intel", "AuthenticAMD": "AMD"}.get(fields.get("vendor_id", ""), "")
+    vendor = names.CPU_VENDORS.get(fields.get("vendor_id", ""), "")
     name = fields.get("model name") or platform.processor() or "CPU"
-    return Processor("CPU", vendor, name, memory_bytes=memory_bytes("MemTotal", root))
-
-
-def memory_bytes(field: str, root: Path = Path("/")) -> int | None:
-    """A figure of /proc/meminfo: "MemTotal", or "MemAvailable" without swapping."""
-    words = dict(_fields(root / "proc/meminfo", ":")).get(field, "").split()
-    return int(words[0]) * 1024 if words and words[0].isdecimal() else None
+    total = dict(_fields(root / "proc/meminfo", ":")).get("MemTotal", "").split()
+    kib = int(total[0]) if total and total[0].isdecimal() else 0
+    return Processor("CPU", vendor, name, memory_bytes=kib * 1024 or None)
 
 
 def read_text(path: Path) -> str | None:
@@ -73,10 +56,10 @@ def _pci_processor(folder: Path, root: Path) -> Processor | None:
     """The processor in a folder of /sys/bus/pci/devices, if it is one."""
     event = dict(_fields(folder / "uevent", "="))
     pci_id = event.get("PCI_ID", "").lower()
-    vendor = VENDORS.get(pci_id.partition(":")[0])
+    vendor = names.vendor(pci_id)
     # PCI_CLASS comes without leading zeros: 30000, and 120000.
     kind = _kind(folder, event.get("PCI_CLASS", "").zfill(6), pci_id)
-    if vendor is None or kind is None:
+    if not vendor or kind is None:
         return None
     driver = event.get("DRIVER")
     # What NVIDIA's driver says of a GPU; no other driver has this file.
@@ -84,7 +67,7 @@ def _pci_processor(folder: Path, root: Path) -> Processor | None:
     return Processor(
         kind,
         vendor,
-        about.get("Model") or _name(kind, vendor, pci_id, root),
+        names.NPUS.get(pci_id) or about.get("Model") or _listed_name(vendor, pci_id, root),
         address=folder.name,
         pci_id=pci_id,
         directory=folder,
@@ -96,7 +79,8 @@ def _pci_processor(folder: Path, root: Path) -> Processor | None:
 
 
 def _kind(folder: Path, pci_class: str, pci_id: str) -> DeviceKind | None:
-    if pci_id in _AMD_NPUS or (pci_class.startswith(_ACCELERATOR) and pci_id.startswith("8086:")):
+    # AMD's NPUs call themselves signal processors, as many other devices do.
+    if pci_id in names.NPUS or (pci_class.startswith(_ACCELERATOR) and pci_id.startswith("8086:")):
         return "NPU"
     if not pci_class.startswith(_DISPLAY):
         return None
@@ -117,26 +101,19 @@ def _is_apu(folder: Path) -> bool:
     return len(header) == 4 and header[2] >= 2
 
 
-def _name(kind: DeviceKind, vendor: str, pci_id: str, root: Path) -> str:
-    """The best name without asking a driver."""
-    if kind == "NPU":
-        return _INTEL_NPU_NAMES.get(pci_id, f"Intel NPU {pci_id}") if vendor == "Intel" else _AMD_NPU_NAME
-    name = _listed_name(pci_id, root)
-    return f"{vendor} {name}" if name else f"{vendor} GPU {pci_id}"
-
-
-def _listed_name(pci_id: str, root: Path) -> str | None:
-    """The name in the list of PCI devices that most distributions install."""
-    vendor, _, device = pci_id.partition(":")
+def _listed_name(vendor: str, pci_id: str, root: Path) -> str:
+    """The name in the list of PCI devices that most distributions install, or else the numbers."""
     for path in _PCI_NAMES:
         try:
             text = (root / path).read_text(encoding="utf-8", errors="replace")
         except OSError:
             continue
-        section = re.search(rf"^{vendor}  .*\n((?:[\t#].*\n|\n)*)", text, re.MULTILINE)
+        maker, _, device = pci_id.partition(":")
+        section = re.search(rf"^{maker}  .*\n((?:[\t#].*\n|\n)*)", text, re.MULTILINE)
         line = re.search(rf"^\t{device}  (.+)$", section[1], re.MULTILINE) if section else None
-        return line[1].strip() if line else None
-    return None
+        if line:
+            return f"{vendor} {line[1].strip()}"
+    return f"{vendor} device {pci_id}"
 
 
 def _nodes(folder: Path, about: dict[str, str], root: Path) -> Iterator[DeviceNode]:
