@@ -32,7 +32,7 @@ ARROWS = {
     "hub": {"demo", "hub_download", "phi3", "runtimes.base"},
     "hub_download": {"aipc", "hub", "phi3", "runtimes.base"},
     "conversion": {"manifest", "phi3", "text"},
-    "runtimes": {"phi3", "preflight", "runtimes.base"},
+    "runtimes": {"hardware", "phi3", "preflight", "runtimes.base"},
     "text": {"phi3"},
     "manifest": {"phi3"},
     "preflight": {"phi3"},

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
-from aipc.hardware.processor import DeviceNode, Processor
+from aipc.hardware.processor import DeviceNode, Processor, luid_word
 
-__all__ = ["DeviceNode", "Processor", "processors"]
+__all__ = ["DeviceNode", "Processor", "cpu", "has_wsl_gpu", "luid_word", "processors"]
+
+if sys.platform == "win32":
+    from aipc.hardware.windows import cpu, processors
+else:
+    from aipc.hardware.linux import cpu, processors
 
 
-def processors() -> list[Processor]:
-    """Every NPU, GPU and CPU here, in the order of their addresses, the CPU last."""
-    if sys.platform == "win32":
-        from aipc.hardware import windows
-
-        return windows.processors()
-    from aipc.hardware import linux
-
-    return linux.processors()
+def has_wsl_gpu(root: Path = Path("/")) -> bool:
+    """Whether Windows lends its GPUs to this Linux: they are no PCI devices of a maker then."""
+    return (root / "dev/dxg").exists()

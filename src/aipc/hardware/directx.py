@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from aipc.hardware.processor import luid_word
+
 # Opens a factory: CreateDXGIFactory1 or DXCoreCreateAdapterFactory, (interface id, place for it) -> HRESULT.
 CreateFactory = Callable[[Any, Any], int]
 
@@ -74,11 +76,6 @@ class Display:
     software: bool
 
 
-def luid_word(low: int, high: int) -> str:
-    """The two halves of a LUID as performance counters write them."""
-    return f"0x{high & 0xFFFFFFFF:08X}_0x{low & 0xFFFFFFFF:08X}"
-
-
 def adapters(create_factory: CreateFactory | None = None) -> list[Adapter]:
     """Every NPU and GPU that DXCore lists; none where Windows is too old for it."""
     create = create_factory or _function("dxcore", "DXCoreCreateAdapterFactory")
@@ -108,7 +105,7 @@ def displays(create_factory: CreateFactory | None = None) -> list[Display]:
                 found.append(
                     Display(
                         len(found),
-                        luid_word(*about.AdapterLuid),
+                        luid_word(bytes(about.AdapterLuid)),
                         about.Description.strip(),
                         about.DedicatedVideoMemory,
                         bool(about.Flags & _DXGI_SOFTWARE),
@@ -129,7 +126,7 @@ class _DxgiDescription(ctypes.Structure):
         ("DedicatedVideoMemory", ctypes.c_size_t),
         ("DedicatedSystemMemory", ctypes.c_size_t),
         ("SharedSystemMemory", ctypes.c_size_t),
-        ("AdapterLuid", ctypes.c_uint * 2),
+        ("AdapterLuid", ctypes.c_uint8 * 8),
         ("Flags", ctypes.c_uint),
     )
 
@@ -157,7 +154,7 @@ def _described(adapter: Any) -> Adapter:
     (version,) = _numbers(adapter, _DRIVER_VERSION, ctypes.c_uint64 * 1)
     has_attribute = _method(adapter, _ADAPTER_HAS_ATTRIBUTE, ctypes.c_bool)
     return Adapter(
-        luid=luid_word(*_numbers(adapter, _LUID, ctypes.c_uint32 * 2)),
+        luid=luid_word(bytes(_numbers(adapter, _LUID, ctypes.c_uint8 * 8))),
         description=_text(adapter, _DESCRIPTION),
         vendor_id=vendor_id,
         device_id=device_id,

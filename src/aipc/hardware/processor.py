@@ -8,6 +8,12 @@ from pathlib import Path
 from aipc.types import DeviceKind
 
 
+def luid_word(luid: bytes) -> str:
+    """The eight bytes of a LUID as performance counters write them, such as "0x00000000_0x0000C9A5"."""
+    low, high = (int.from_bytes(half, "little") for half in (luid[:4], luid[4:]))
+    return f"0x{high:08X}_0x{low:08X}"
+
+
 @dataclass(frozen=True, slots=True)
 class DeviceNode:
     """A file through which programs reach a device, and whether this process may open it."""

@@ -13,15 +13,19 @@ from aipc.types import DeviceKind, Sampling
 class Device:
     """A device that a runtime reaches.
 
-    word     the exact word for it, such as "GPU.0"
-    name     what its maker calls it
-    driver   its version, or None where it cannot be read
+    word          the exact word for it, such as "GPU.0"
+    name          what its maker calls it
+    driver        its version, or None where it cannot be read
+    address       the same for every runtime: of PCI on Linux, the LUID on Windows; None where it is not said
+    memory_bytes  of its own, or None
     """
 
     word: str
     name: str
     kind: DeviceKind
     driver: str | None = None
+    address: str | None = None
+    memory_bytes: int | None = None
 
 
 @runtime_checkable

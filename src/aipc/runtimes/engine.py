@@ -108,7 +108,7 @@ def serve(load: Callable[[dict[str, Any]], Engine]) -> NoReturn:
     """Load an engine and let it answer, until the caller is gone."""
     # Ctrl+C reaches every process of a terminal; what it means is the caller's to say.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    outbox = Outbox(_claim_stdout())
+    outbox = Outbox(claim_stdout())
     inbox = Inbox(sys.stdin.buffer)
     code = 0
     try:
@@ -138,7 +138,7 @@ def _sampling(fields: Mapping[str, Any]) -> Sampling:
     return Sampling(**{**fields, **rebuilt})
 
 
-def _claim_stdout() -> IO[bytes]:
+def claim_stdout() -> IO[bytes]:
     """The pipe to the caller, for us alone: what native code prints goes to stderr instead."""
     pipe = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)

@@ -8,17 +8,13 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from aipc.errors import MissingExtraError, require
+from aipc.errors import MissingExtraError
 from aipc.phi3 import read_json_object
+from aipc.runtimes import openvino_devices
 from aipc.runtimes.base import OPENVINO, Device
 from aipc.runtimes.process import Worker
 from aipc.runtimes.session import EngineSession
-from aipc.types import DeviceKind
-
-if TYPE_CHECKING:
-    import openvino
 
 _ENGINE = "aipc.runtimes.openvino_engine"
 
@@ -68,8 +64,8 @@ def available_devices() -> list[Device]:
 
     raises   MissingExtraError
     """
-    core = require("openvino", OPENVINO.extra).Core()
-    return [_device(core, name) for name in core.available_devices if _kind(core, name) is not None]
+    _require_packages()
+    return openvino_devices.devices()
 
 
 def _require_packages() -> None:
@@ -80,32 +76,6 @@ def _require_packages() -> None:
                 f"this needs the package {package!r}, which is not installed",
                 hint=f'pip install "aipc[{OPENVINO.extra}]"',
             )
-
-
-def _device(core: openvino.Core, name: str) -> Device:
-    kind = _kind(core, name)
-    assert kind is not None  # noqa: S101 - the caller asked before
-    word = "GPU.0" if name == "GPU" else name
-    full_name = str(_property(core, name, "FULL_DEVICE_NAME") or name)
-    driver = _property(core, name, "NPU_DRIVER_VERSION") if kind == "NPU" else None
-    return Device(word, full_name.strip(), kind, None if driver is None else str(driver))
-
-
-def _kind(core: openvino.Core, name: str) -> DeviceKind | None:
-    first = name.partition(".")[0]
-    if first == "GPU":
-        discrete = "DISCRETE" in str(_property(core, name, "DEVICE_TYPE")).upper()
-        return "discrete GPU" if discrete else "integrated GPU"
-    kinds: dict[str, DeviceKind] = {"CPU": "CPU", "NPU": "NPU"}
-    return kinds.get(first)
-
-
-def _property(core: openvino.Core, device: str, name: str) -> Any:
-    """A property, or None where the device has no such thing."""
-    try:
-        return core.get_property(device, name)
-    except RuntimeError:
-        return None
 
 
 def _vocab_size(folder: Path) -> int | None:

@@ -9,12 +9,45 @@ Why not prctl(PR_SET_PDEATHSIG): it fires when the *thread* ends that started th
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import signal
 import subprocess
 import sys
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
+
+# The caller's path, without the current folder: nothing that lies there is imported by accident.
+_CHILD = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "from aipc.runtimes.orphans import end_with_parent; end_with_parent(sys.argv[2]); "
+    "from {module} import main; main()"
+)
+
+
+def start_child(module: str, log: IO[bytes]) -> tuple[subprocess.Popen[bytes], Lifeline]:
+    """A Python process that runs `main()` of a module, with pipes for stdin and stdout.
+
+    log       its stderr
+    returns   the process, and what ends it with this one; to be closed when it has ended
+    """
+    line = lifeline()
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-P",
+            "-c",
+            _CHILD.format(module=module),
+            json.dumps([part for part in sys.path if part]),
+            line.word,
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=log,
+        **line.options,
+    )
+    line.hold(process)
+    return process, line
 
 
 class Lifeline(Protocol):

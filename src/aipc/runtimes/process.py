@@ -17,7 +17,6 @@ import json
 import queue
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import weakref
@@ -26,19 +25,12 @@ from typing import IO, Any, cast
 
 from aipc import errors
 from aipc.errors import AipcError, RuntimeFailedError
-from aipc.runtimes.orphans import Lifeline, lifeline
+from aipc.runtimes.orphans import Lifeline, start_child
 from aipc.types import Sampling
 
 # On Windows a thread that waits without a limit does not hear Ctrl+C.
 _WAIT_S = 0.2
 _EXIT_S = 2.0
-
-# The caller's path, without the current folder: nothing that lies there is imported by accident.
-_CHILD = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from aipc.runtimes.orphans import end_with_parent; end_with_parent(sys.argv[2]); "
-    "from {module} import main; main()"
-)
 
 _Answers = queue.SimpleQueue[dict[str, Any]]
 
@@ -55,22 +47,7 @@ class EngineProcess:
 
     def __init__(self, module: str, options: Mapping[str, object]) -> None:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process writes to it
-        line = lifeline()
-        self._process = subprocess.Popen(
-            [
-                sys.executable,
-                "-P",
-                "-c",
-                _CHILD.format(module=module),
-                json.dumps([p for p in sys.path if p]),
-                line.word,
-            ],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            **line.options,
-        )
-        line.hold(self._process)
+        self._process, line = start_child(module, self._log)
         self._router = _Router(cast("IO[bytes]", self._process.stdout))
         # Reentrant, because a stream that is collected as garbage may cancel itself in the middle of a send.
         self._sending = threading.RLock()
