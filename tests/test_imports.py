@@ -26,6 +26,8 @@ ARROWS = {
     "model": {"plan", "prepare", "text", "runtimes.base"},
     "plan": {"runtimes.base"},
     "transformers": {"aipc", "model"},
+    "plan": {"runtimes.base", "selectors"},
+    "selectors": {"runtimes.base"},
     "hardware": set(),
     "prepare": {"cache", "conversion", "hub", "manifest", "phi3", "preflight", "runtimes.base"},
     "cache": {"hub", "manifest"},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from aipc import plan
@@ -107,7 +109,18 @@ def test_exact_arithmetic_leaves_the_npu_out() -> None:
 @pytest.mark.usefixtures("here")
 @pytest.mark.parametrize(
     ("word", "found"),
-    [("NPU", "NPU"), ("gpu", "GPU.0"), ("GPU", "GPU.0"), ("gpu.1", "GPU.1"), ("cuda", "CUDA:0")],
+    [
+        ("NPU", "NPU"),
+        ("npu", "NPU"),
+        ("gpu", "GPU.0"),
+        ("GPU", "GPU.0"),
+        ("gpu.1", "GPU.1"),
+        ("GPU:1", "GPU.1"),
+        ("cuda", "CUDA:0"),
+        ("CUDA:0", "CUDA:0"),
+        ("igpu", "GPU.0"),
+        ("IGPU", "GPU.0"),
+    ],
 )
 def test_a_named_device_is_the_only_one(word: str, found: str) -> None:
     made = plan.make_plan(word)
@@ -117,12 +130,33 @@ def test_a_named_device_is_the_only_one(word: str, found: str) -> None:
 
 @pytest.mark.usefixtures("here")
 @pytest.mark.parametrize(
-    ("word", "meant"), [("NUP", "NPU"), ("cppu", "CPU"), ("autp", "auto"), ("CDUA", "CUDA")]
+    ("word", "meant"),
+    [("NUP", "NPU"), ("cppu", "CPU"), ("autp", "auto"), ("CDUA", "CUDA"), ("igp", "igpu"), ("NPU.x", "NPU")],
 )
 def test_a_misspelt_device_names_the_possible_ones(word: str, meant: str) -> None:
-    with pytest.raises(UsageError, match="auto, NPU, GPU, CPU, CUDA, DML") as caught:
+    with pytest.raises(UsageError, match="auto, NPU, GPU, CPU, CUDA, DML, igpu, dgpu") as caught:
         plan.make_plan(word)
     assert f"did you mean {meant}?" in caught.value.hint
+
+
+@pytest.mark.usefixtures("here")
+def test_an_ambiguous_word_names_the_possible_ones() -> None:
+    with pytest.raises(UsageError, match=r"dgpu can be GPU\.1 \(Arc B580\), CUDA:0 \(RTX 5070\)") as caught:
+        plan.make_plan("dgpu")
+    assert "--device GPU.1" in caught.value.hint
+    assert words(plan.make_plan("dgpu", "openvino")) == [("GPU.1", OV)]
+
+
+def test_one_gpu_that_two_runtimes_reach_is_not_ambiguous(
+    here: list[Device], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    luid = "0x00000000_0x0000C9A5"
+    here[:] = [CPU, replace(DGPU, word="GPU.0", address=luid)]
+    dml = Device("DML:1", "Arc B580", "discrete GPU", address=luid)
+    monkeypatch.setattr(onnxruntime, "available_devices", lambda: [CPU, dml])
+    assert words(plan.make_plan("dgpu")) == [("GPU.0", OV), ("DML:1", ORT)]
+    with pytest.raises(DeviceError, match="no igpu here"):
+        plan.make_plan("igpu")
 
 
 @pytest.mark.usefixtures("here", "no_onnxruntime")

@@ -31,7 +31,7 @@ def load(
     """A model, ready to answer.
 
     source         an alias, a hub id, a checkpoint folder (converted once, then cached), a converted folder
-    device         "auto", "NPU", "GPU", "GPU.1", "CPU", "CUDA:0", "DML:0"
+    device         "auto", "NPU", "GPU", "GPU.1", "CPU", "CUDA:0", "DML:0", "igpu", "dgpu"
     runtime        None for the one that suits the folder and the device
     exact          float32 arithmetic; with unquantised weights, the tokens are those of float32
     weight_format  "fp16", "int8" or "int4"; None for what a converted folder has, int4 for a checkpoint

@@ -9,11 +9,10 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 
+from aipc import selectors
 from aipc.errors import AipcError, DeviceError, MissingExtraError, UsageError
 from aipc.runtimes.base import ONNXRUNTIME, OPENVINO, RUNTIMES, Device, RuntimeInfo
 from aipc.types import DeviceKind
-
-AUTO = "auto"
 
 # The order of the mission: the NPU answers at the least energy, the CPU always works.
 _ORDER: tuple[DeviceKind, ...] = ("NPU", "discrete GPU", "integrated GPU", "CPU")
@@ -51,7 +50,7 @@ class Plan:
 
 
 def make_plan(
-    device: str = AUTO,
+    device: str = selectors.AUTO,
     runtime: str | None = None,
     *,
     exact: bool = False,
@@ -59,24 +58,28 @@ def make_plan(
 ) -> Plan:
     """What to try for the words of a person; nothing is loaded yet.
 
-    device    "auto", or a device word in any case: "NPU", "GPU" (the first one), "GPU.1", "CPU", "DML:0"
+    device    "auto", or in any case "NPU", "GPU" (the first one), "GPU.1", "CPU", "DML:0", "igpu", "dgpu"
     runtime   None for every one that is installed
     exact     float32 arithmetic, which no NPU has, and ONNX Runtime only for weights that are not quantised
     formats   runtimes that the model's folder is for; None if it can be converted for any
-    raises    UsageError for an unknown runtime or a word that names no kind of device; DeviceError if
-              there is no such device here; MissingExtraError
+    raises    UsageError for an unknown runtime, or a word that names no kind of device or several devices
+              here; DeviceError if there is no such device here; MissingExtraError
     """
     infos = _runtimes(runtime, formats, exact=exact)
-    kind = _kind_of_word(device, infos)
-    if exact and kind == "NPU":
-        raise UsageError(
-            "no NPU computes in float32, which exact asks for", hint="take the CPU: --device CPU"
-        )
-    here, notes = _candidates(infos if kind is None else [i for i in infos if kind in i.devices])
-    if kind is None:
-        fitting = [item for item in here if not (exact and item.device.kind == "NPU")]
-    else:
-        fitting = _named(device.upper(), here)
+    selector = selectors.parse(device, infos)
+    if selector is not None and selector.family:
+        infos = [info for info in infos if selector.family in info.devices]
+    here, notes = _candidates(infos)
+    fitting = here
+    if selector is not None:
+        meant = selectors.select(selector, [item.device for item in here])
+        fitting = [item for item in here if item.device in meant]
+    if exact:
+        fitting = [item for item in fitting if item.device.kind != "NPU"]
+        if not fitting:
+            raise UsageError(
+                "no NPU computes in float32, which exact asks for", hint="take the CPU: --device CPU"
+            )
     ordered = tuple(sorted(fitting, key=_rank))
     if not ordered:
         raise DeviceError("no runtime reaches a device here", hint='pip install "aipc[openvino]"')
@@ -85,7 +88,7 @@ def make_plan(
     )
     if runtime is None and chosen_for_speed:
         notes.append(f"{ONNXRUNTIME.title} is taken: {_WHY_CPU}")
-    return Plan(ordered, kind is not None, tuple(notes))
+    return Plan(ordered, selector is not None, tuple(notes))
 
 
 def runtime_module(info: RuntimeInfo) -> ModuleType:
@@ -117,32 +120,6 @@ def _runtimes(name: str | None, formats: Collection[str] | None, *, exact: bool)
     return installed
 
 
-def _kind_of_word(device: str, infos: Sequence[RuntimeInfo]) -> str | None:
-    """The first part of a device word, or None for "auto".
-
-    raises   UsageError for a word that no runtime at hand knows
-    """
-    if device.lower() == AUTO:
-        return None
-    kind = device.upper().replace(":", ".").partition(".")[0]
-    if any(kind in info.devices for info in infos):
-        return kind
-    for other in RUNTIMES.values():
-        if kind in other.devices:
-            extra = {"CUDA": "cuda", "DML": "directml"}.get(kind, other.extra)
-            raise UsageError(
-                f"{kind} is reached by {other.title}, which is not installed, not what --runtime asks for, "
-                "or not what this folder is for",
-                hint=f'pip install "aipc[{extra}]", then --runtime {other.name}',
-            )
-    possible = [AUTO, *dict.fromkeys(word for info in infos for word in info.devices)]
-    close = difflib.get_close_matches(kind, [word.upper() for word in possible], n=1, cutoff=0.5)
-    raise UsageError(
-        f"there is no device {device!r}; possible: {', '.join(possible)} (GPU.1 is a second GPU)",
-        hint=f"did you mean {close[0].replace(AUTO.upper(), AUTO)}?" if close else "",
-    )
-
-
 def _candidates(infos: Sequence[RuntimeInfo]) -> tuple[list[Candidate], list[str]]:
     """What the runtimes reach. One that is broken is passed over aloud, if there is another."""
     found: list[Candidate] = []
@@ -159,28 +136,10 @@ def _candidates(infos: Sequence[RuntimeInfo]) -> tuple[list[Candidate], list[str
     return found, notes
 
 
-def _named(word: str, here: Sequence[Candidate]) -> list[Candidate]:
-    """The candidates on the device that a word names; a kind alone means its first device."""
-    words = {word, f"{word}.0", f"{word}:0"}
-    found = [item for item in here if item.device.word in words]
-    if found:
-        return found
-    reached = ", ".join(dict.fromkeys(f"{item.device.word} ({item.device.name})" for item in here)) or "none"
-    raise DeviceError(f"there is no {word} here; there is: {reached}", hint=_HINTS.get(word[:3], ""))
-
-
-_HINTS = {
-    "NPU": "an Intel NPU needs its driver: https://docs.openvino.ai, NPU device",
-    "GPU": "an Intel GPU needs its driver: https://docs.openvino.ai, GPU device",
-    "CUD": 'CUDA needs NVIDIA\'s driver, and pip install "aipc[cuda]": docs/directml.md',
-    "DML": 'DirectML needs Windows, and pip install "aipc[directml]": docs/directml.md',
-}
-
-
 def _rank(item: Candidate) -> tuple[int, int, str]:
-    kind = item.device.word.replace(":", ".").partition(".")[0]
     if item.device.kind == "CPU":
         preference = _CPU_PREFERENCE.index(item.runtime.name)
     else:
-        preference = _GPU_PREFERENCE.index(kind) if kind in _GPU_PREFERENCE else 0
+        family = item.device.family
+        preference = _GPU_PREFERENCE.index(family) if family in _GPU_PREFERENCE else 0
     return _ORDER.index(item.device.kind), preference, item.device.word

@@ -173,7 +173,7 @@ def ready_model(
     raises         as `convert`; SchemeError if the source is a folder for another runtime or format
     """
     name = str(source)
-    target = _TARGETS.get(device.word.replace(":", ".").partition(".")[0], "cpu")
+    target = _TARGETS.get(device.family, "cpu")
     onnx = runtime is ONNXRUNTIME
     recipe = dict(DEFAULT_RECIPE) | ({"target": target} if onnx else {})
     if weight_format is not None:

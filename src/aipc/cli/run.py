@@ -35,7 +35,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("model", metavar="MODEL", help="alias (demo, phi-3-mini, ...), hub id or folder")
     parser.add_argument("prompt", metavar="PROMPT", nargs="*", default=[], help="what to answer")
-    parser.add_argument("--device", default="auto", help="auto, NPU, GPU, GPU.1, CPU ... (default: auto)")
+    parser.add_argument(
+        "--device", default="auto", help="auto, NPU, GPU.1, CPU, igpu ...: see aipc devices (default: auto)"
+    )
     parser.add_argument(
         "--runtime", help="what runs the model, such as openvino (default: by device and folder)"
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -26,6 +26,11 @@ class Device:
     driver: str | None = None
     address: str | None = None
     memory_bytes: int | None = None
+
+    @property
+    def family(self) -> str:
+        """The first part of its word: "GPU" of "GPU.1", "CUDA" of "CUDA:0"."""
+        return self.word.replace(":", ".").partition(".")[0]
 
 
 @runtime_checkable
@@ -68,7 +73,8 @@ class RuntimeInfo:
     packages     the top-level modules it imports
     distribution the package on PyPI whose version marks what it compiled
     model_file   a folder that holds this file is for this runtime
-    devices      kinds of device it reaches, as the first part of a device word
+    devices      families of devices that it reaches, as the first part of a device word, and for each
+                 the extra of aipc that installs what computes there
     compiles     whether it keeps what it compiles for a GPU or an NPU
     """
 
@@ -79,7 +85,7 @@ class RuntimeInfo:
     packages: tuple[str, ...]
     distribution: str
     model_file: str
-    devices: tuple[str, ...]
+    devices: Mapping[str, str]
     compiles: bool
 
 
@@ -91,7 +97,7 @@ OPENVINO = RuntimeInfo(
     packages=("openvino", "openvino_genai"),
     distribution="openvino-genai",
     model_file="openvino_model.xml",
-    devices=("NPU", "GPU", "CPU"),
+    devices={"NPU": "openvino", "GPU": "openvino", "CPU": "openvino"},
     compiles=True,
 )
 
@@ -103,7 +109,7 @@ ONNXRUNTIME = RuntimeInfo(
     packages=("onnxruntime", "onnxruntime_genai"),
     distribution="onnxruntime-genai",
     model_file="genai_config.json",
-    devices=("CPU", "CUDA", "DML"),
+    devices={"CPU": "onnx", "CUDA": "cuda", "DML": "directml"},
     compiles=False,
 )
 
