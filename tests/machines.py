@@ -57,11 +57,17 @@ def add_cpu(root: Path, vendor: str, name: str, flags: str, memory_kb: int = 32_
     add_pci(root, "0000:07:00.0", "1a03:2000", "30000", "ast")
 
 
-def add_user_mode_drivers(root: Path) -> None:
+def add_user_mode_drivers(root: Path, npu: str = "1.28.0") -> None:
     """Level Zero's loader, Intel's NPU and GPU drivers as Ubuntu's packages lay them, and the firmware."""
     libraries = root / "usr/lib/x86_64-linux-gnu"
-    for name in ("libze_loader.so.1", "libze_intel_npu.so.1", "libze_intel_gpu.so.1", "libOpenCL.so.1"):
+    for name in (
+        "libze_loader.so.1",
+        f"libze_intel_npu.so.{npu}",
+        "libnpu_driver_compiler.so",
+        "libOpenCL.so.1",
+    ):
         write(libraries / name)
+    (libraries / "libze_intel_npu.so.1").symlink_to(f"libze_intel_npu.so.{npu}")
     write(root / "etc/OpenCL/vendors/intel.icd", "/usr/lib/x86_64-linux-gnu/intel-opencl/libigdrcl.so\n")
     for name in FIRMWARE:
         write(root / "lib/firmware" / name)

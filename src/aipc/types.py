@@ -208,6 +208,22 @@ class Completion:
 
 
 @dataclass(frozen=True, slots=True)
+class Check:
+    """What was found where something can be wrong.
+
+    name    what was looked at
+    state   a note is neither good nor bad
+    found   one sentence
+    fix     the command or step that mends it; "" unless it failed
+    """
+
+    name: str
+    state: Literal["passed", "failed", "note"]
+    found: str
+    fix: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Progress:
     """How far a long piece of work is: a download or a conversion.
 
