@@ -27,6 +27,10 @@ ARROWS = {
     "plan": {"runtimes.base"},
     "transformers": {"aipc", "model"},
     "plan": {"runtimes.base", "selectors"},
+    "aipc": {"inventory", "model", "prepare"},
+    "model": {"inventory", "plan", "prepare", "text", "runtimes.base"},
+    "plan": {"inventory", "runtimes.base", "selectors"},
+    "inventory": {"hardware", "runtimes", "runtimes.base", "selectors"},
     "selectors": {"runtimes.base"},
     "hardware": set(),
     "prepare": {"cache", "conversion", "hub", "manifest", "phi3", "preflight", "runtimes.base"},
@@ -207,6 +211,7 @@ def loaded_by(code: str) -> set[str]:
         "from aipc.cli import main; main(['run', '--help'])",
         "from aipc.cli import main; main(['convert', '--help'])",
         "from aipc.cli import main; main(['models', '--help'])",
+        "from aipc.cli import main; main(['devices', '--help'])",
         "from aipc.cli import main; main(['rnu'])",
     ],
 )

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import aipc.model
-from aipc import plan, prepare
+from aipc import inventory, plan, prepare
 from aipc.errors import DeviceError, UsageError
 from aipc.model import Model, load
 from aipc.runtimes.base import OPENVINO, Device
@@ -179,7 +179,7 @@ def prepared(monkeypatch: pytest.MonkeyPatch, folder: Path, runtime: FakeRuntime
     candidates = tuple(plan.Candidate(OPENVINO, device) for device in devices)
     monkeypatch.setattr(plan, "make_plan", lambda *_, **__: plan.Plan(candidates, named=named))
     monkeypatch.setattr(aipc.model.prepare, "formats_of", lambda _: None)
-    monkeypatch.setattr(plan, "runtime_module", lambda _: runtime)
+    monkeypatch.setattr(inventory, "runtime_module", lambda _: runtime)
     ready = prepare.ReadyModel("tiny", write_llama_style(folder))
     (folder / "config.json").write_text('{"max_position_embeddings": 64}', encoding="utf-8")
     (folder / "openvino_model.xml").write_text("<net/>", encoding="utf-8")

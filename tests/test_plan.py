@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from aipc import plan
+from aipc import inventory, plan
 from aipc.errors import AipcError, DeviceError, MissingExtraError, UsageError
 from aipc.runtimes import onnxruntime, openvino
 from aipc.runtimes.base import ONNXRUNTIME, OPENVINO, Device
@@ -32,11 +32,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> list[Device]:
 
 @pytest.fixture
 def no_onnxruntime(monkeypatch: pytest.MonkeyPatch) -> None:
-    find_spec = plan.importlib.util.find_spec
-    absent = {"onnxruntime_genai"}
-    monkeypatch.setattr(
-        plan.importlib.util, "find_spec", lambda name: None if name in absent else find_spec(name)
-    )
+    monkeypatch.setattr(inventory, "installed_runtimes", lambda: [OPENVINO])
 
 
 def words(made: plan.Plan) -> list[tuple[str, str]]:

@@ -7,14 +7,21 @@ TYPE_CHECKING = False  # type checkers know the name; importing typing costs hal
 if TYPE_CHECKING:
     from typing import Any
 
+    from aipc.inventory import ListedDevice, devices
     from aipc.model import Model, load
     from aipc.prepare import convert
 
 __version__ = "0.1.0"
 
-__all__ = ["Model", "__version__", "convert", "load"]
+__all__ = ["ListedDevice", "Model", "__version__", "convert", "devices", "load"]
 
-_HOMES = {"load": "aipc.model", "Model": "aipc.model", "convert": "aipc.prepare"}
+_HOMES = {
+    "load": "aipc.model",
+    "Model": "aipc.model",
+    "convert": "aipc.prepare",
+    "devices": "aipc.inventory",
+    "ListedDevice": "aipc.inventory",
+}
 
 
 def __getattr__(name: str) -> Any:

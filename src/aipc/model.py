@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from aipc import plan, prepare
+from aipc import inventory, plan, prepare
 from aipc.errors import DeviceError, MissingExtraError, SchemeError, UsageError
 from aipc.runtimes.base import Session
 from aipc.text import StopFilter, Text
@@ -68,7 +68,7 @@ def load(
 
 def _open(
     ready: prepare.ReadyModel,
-    candidate: plan.Candidate,
+    candidate: inventory.Candidate,
     *,
     exact: bool,
     properties: Mapping[str, object] | None,
@@ -76,7 +76,7 @@ def _open(
     """The model on one runtime and device."""
     runtime, device = candidate.runtime, candidate.device
     text = Text.load(ready.folder)
-    session: Session = plan.runtime_module(runtime).open_session(
+    session: Session = inventory.runtime_module(runtime).open_session(
         ready.folder,
         device.word,
         exact=exact,

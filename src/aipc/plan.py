@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import importlib
-import importlib.util
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
-from types import ModuleType
 
-from aipc import selectors
-from aipc.errors import AipcError, DeviceError, MissingExtraError, UsageError
-from aipc.runtimes.base import ONNXRUNTIME, OPENVINO, RUNTIMES, Device, RuntimeInfo
-from aipc.types import DeviceKind
-
-# The order of the mission: the NPU answers at the least energy, the CPU always works.
-_ORDER: tuple[DeviceKind, ...] = ("NPU", "discrete GPU", "integrated GPU", "CPU")
+from aipc import inventory, selectors
+from aipc.errors import DeviceError, MissingExtraError, UsageError
+from aipc.inventory import Candidate
+from aipc.runtimes.base import ONNXRUNTIME, OPENVINO, RUNTIMES, RuntimeInfo
 
 # Measured with Phi-3-mini's shape on two cores: ONNX Runtime decoded 1.5 times as fast and was ready to
 # answer in a third of the time, OpenVINO read long prompts 1.3 times as fast.
@@ -23,17 +17,6 @@ _CPU_PREFERENCE = (ONNXRUNTIME.name, OPENVINO.name)
 # A GPU's maker's own runtime goes first.
 _GPU_PREFERENCE = ("CUDA", "GPU", "DML")
 _WHY_CPU = "on a CPU it decodes faster than OpenVINO; --runtime openvino reads long prompts faster"
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A runtime on a device."""
-
-    runtime: RuntimeInfo
-    device: Device
-
-    def __str__(self) -> str:
-        return f"{self.device.word} with {self.runtime.title}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +52,10 @@ def make_plan(
     selector = selectors.parse(device, infos)
     if selector is not None and selector.family:
         infos = [info for info in infos if selector.family in info.devices]
-    here, notes = _candidates(infos)
+    here, broken = inventory.candidates(infos)
+    if not here and broken:
+        raise broken[0][1]
+    notes = [f"{info.title} is passed over: {exc.message}" for info, exc in broken]
     fitting = here
     if selector is not None:
         meant = selectors.select(selector, [item.device for item in here])
@@ -91,14 +77,6 @@ def make_plan(
     return Plan(ordered, selector is not None, tuple(notes))
 
 
-def runtime_module(info: RuntimeInfo) -> ModuleType:
-    """The module of a runtime.
-
-    raises   MissingExtraError
-    """
-    return importlib.import_module(info.module)
-
-
 def _runtimes(name: str | None, formats: Collection[str] | None, *, exact: bool) -> list[RuntimeInfo]:
     """The runtimes that are asked for, or else are installed and take the folder."""
     if name is not None:
@@ -108,7 +86,7 @@ def _runtimes(name: str | None, formats: Collection[str] | None, *, exact: bool)
             raise UsageError(f"there is no runtime {name!r}; possible: {', '.join(RUNTIMES)}", hint)
         return [RUNTIMES[name.lower()]]
     fitting = [info for info in RUNTIMES.values() if formats is None or info.name in formats]
-    installed = [info for info in fitting if importlib.util.find_spec(info.packages[-1]) is not None]
+    installed = [info for info in inventory.installed_runtimes() if info in fitting]
     if not installed:
         names = " or ".join(info.title for info in fitting)
         raise MissingExtraError(
@@ -120,26 +98,10 @@ def _runtimes(name: str | None, formats: Collection[str] | None, *, exact: bool)
     return installed
 
 
-def _candidates(infos: Sequence[RuntimeInfo]) -> tuple[list[Candidate], list[str]]:
-    """What the runtimes reach. One that is broken is passed over aloud, if there is another."""
-    found: list[Candidate] = []
-    notes: list[str] = []
-    failure: AipcError | None = None
-    for info in infos:
-        try:
-            found += [Candidate(info, device) for device in runtime_module(info).available_devices()]
-        except MissingExtraError as exc:
-            failure = exc
-            notes.append(f"{info.title} is passed over: {exc.message}")
-    if not found and failure is not None:
-        raise failure
-    return found, notes
-
-
 def _rank(item: Candidate) -> tuple[int, int, str]:
     if item.device.kind == "CPU":
         preference = _CPU_PREFERENCE.index(item.runtime.name)
     else:
         family = item.device.family
         preference = _GPU_PREFERENCE.index(family) if family in _GPU_PREFERENCE else 0
-    return _ORDER.index(item.device.kind), preference, item.device.word
+    return inventory.ORDER.index(item.device.kind), preference, item.device.word

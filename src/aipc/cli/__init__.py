@@ -20,6 +20,7 @@ INTERRUPTED = 130
 COMMANDS = {
     "run": ("aipc.cli.run", "answer a prompt, or chat"),
     "convert": ("aipc.cli.convert", "convert a checkpoint once, for later runs or other programs"),
+    "devices": ("aipc.cli.devices", "list the processors here, and the words that reach them"),
     "models": ("aipc.cli.models", "list, verify and remove the models on this machine"),
 }
 

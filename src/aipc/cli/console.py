@@ -6,12 +6,12 @@ import errno
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
 from aipc.errors import AipcError, StorageError
-from aipc.types import Progress
+from aipc.types import Check, Progress
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -197,6 +197,20 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}"
         count /= 1000
     return f"{count:.1f} GB"
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table: each column as wide as its longest cell, the last as it is."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
+
+
+def check_lines(check: Check) -> list[str]:
+    """A check for people, and below it what mends it."""
+    fix = [f"        {check.fix}"] if check.fix else []
+    return [f"{check.state:6}  {check.name}: {check.found}", *fix]
 
 
 def clock_time(seconds: float) -> str:

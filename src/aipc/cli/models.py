@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 
 from aipc import cache
 from aipc.cache import Entry
+from aipc.cli import console
 from aipc.errors import CheckpointError, UsageError
 
 ACTIONS = ("list", "verify", "remove")
@@ -56,10 +57,7 @@ def _list(entries: Sequence[Entry], *, as_json: bool) -> None:
         sys.stderr.write(f"no converted models yet in {cache.cache_dir()}\n")
         return
     rows = [("NAME", "RUNTIME", "PRECISION", "SIZE", "AGE", "SOURCE"), *map(_row, entries)]
-    widths = [max(len(row[column]) for row in rows) for column in range(5)]
-    for row in rows:
-        cells = [f"{cell:{width}}" for cell, width in zip(row, widths, strict=False)]
-        sys.stdout.write("  ".join([*cells, row[5]]).rstrip() + "\n")
+    sys.stdout.writelines(f"{line}\n" for line in console.aligned(rows))
 
 
 def _row(entry: Entry) -> tuple[str, ...]:
