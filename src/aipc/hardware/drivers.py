@@ -83,12 +83,15 @@ _NEEDS = {
 }
 
 
-def driver_checks(processor: Processor, root: Path = Path("/")) -> list[Check]:
-    """What a processor needs, and whether it is there; nothing for a CPU and what no runtime reaches."""
+def driver_checks(processor: Processor, root: Path = Path("/"), *, reached: bool = False) -> list[Check]:
+    """What a processor needs, and whether it is there; nothing for a CPU and what no runtime reaches.
+
+    reached   by a runtime: a library that is not where it usually lies is only noted then
+    """
     if sys.platform == "win32":
         return list(_windows_checks(processor))
     needs = _NEEDS.get((processor.kind.rpartition(" ")[2], processor.vendor))
-    return [] if needs is None else list(_linux_checks(processor, needs, root))
+    return [] if needs is None else list(_linux_checks(processor, needs, root, reached=reached))
 
 
 def _windows_checks(processor: Processor) -> Iterator[Check]:
@@ -106,7 +109,7 @@ def _windows_checks(processor: Processor) -> Iterator[Check]:
         yield Check(name, "passed", f"{processor.name} has driver {processor.driver_version}")
 
 
-def _linux_checks(processor: Processor, needs: _Needs, root: Path) -> Iterator[Check]:
+def _linux_checks(processor: Processor, needs: _Needs, root: Path, *, reached: bool) -> Iterator[Check]:
     name = f"{processor.kind} kernel module"
     if processor.driver in needs.modules:
         yield Check(name, "passed", f"{processor.driver} drives {processor.name}")
@@ -122,7 +125,9 @@ def _linux_checks(processor: Processor, needs: _Needs, root: Path) -> Iterator[C
         name = f"{processor.kind} {title}"
         found = next(_files(patterns, root), None)
         if found is None:
-            yield Check(name, "failed", f"{' or '.join(patterns).replace('*', '')} was not found", fix)
+            words = f"{' or '.join(patterns).replace('*', '')} was not found"
+            note = Check(name, "note", f"{words} where it usually lies, but the device is reached")
+            yield note if reached else Check(name, "failed", words, fix)
         elif title == _NPU_DRIVER:
             yield _npu_version_check(name, processor, found, fix)
         else:

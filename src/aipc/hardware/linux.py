@@ -35,10 +35,10 @@ def processors(root: Path = Path("/")) -> list[Processor]:
 
 def cpu(root: Path = Path("/")) -> Processor:
     """The CPU, with the system's memory."""
-    fields = dict(_fields(root / "proc/cpuinfo", ":"))
-    vendor = names.CPU_VENDORS.get(fields.get("vendor_id", ""), "")
-    name = fields.get("model name") or platform.processor() or "CPU"
-    total = dict(_fields(root / "proc/meminfo", ":")).get("MemTotal", "").split()
+    about = dict(fields(root / "proc/cpuinfo", ":"))
+    vendor = names.CPU_VENDORS.get(about.get("vendor_id", ""), "")
+    name = about.get("model name") or platform.processor() or "CPU"
+    total = dict(fields(root / "proc/meminfo", ":")).get("MemTotal", "").split()
     kib = int(total[0]) if total and total[0].isdecimal() else 0
     return Processor("CPU", vendor, name, memory_bytes=kib * 1024 or None)
 
@@ -54,7 +54,7 @@ def read_text(path: Path) -> str | None:
 
 def _pci_processor(folder: Path, root: Path) -> Processor | None:
     """The processor in a folder of /sys/bus/pci/devices, if it is one."""
-    event = dict(_fields(folder / "uevent", "="))
+    event = dict(fields(folder / "uevent", "="))
     pci_id = event.get("PCI_ID", "").lower()
     vendor = names.vendor(pci_id)
     # PCI_CLASS comes without leading zeros: 30000, and 120000.
@@ -63,7 +63,7 @@ def _pci_processor(folder: Path, root: Path) -> Processor | None:
         return None
     driver = event.get("DRIVER")
     # What NVIDIA's driver says of a GPU; no other driver has this file.
-    about = dict(_fields(root / "proc/driver/nvidia/gpus" / folder.name / "information", ":"))
+    about = dict(fields(root / "proc/driver/nvidia/gpus" / folder.name / "information", ":"))
     return Processor(
         kind,
         vendor,
@@ -134,7 +134,7 @@ def _vram_bytes(folder: Path) -> int | None:
     return sum(int(text) for text in texts if text and text.isdecimal()) or None
 
 
-def _fields(path: Path, separator: str) -> Iterator[tuple[str, str]]:
+def fields(path: Path, separator: str) -> Iterator[tuple[str, str]]:
     """Names and values of a file with one of each a line."""
     for line in (read_text(path) or "").splitlines():
         name, found, value = line.partition(separator)
