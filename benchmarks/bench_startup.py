@@ -1,4 +1,4 @@
-"""Starts `aipc --help` and `import aipc` beside the bare interpreter, turn by turn.
+"""Starts `aipc --help`, `import aipc` and `aipc devices` beside the bare interpreter, turn by turn.
 
     python benchmarks/bench_startup.py --rounds 20 --record startup.json
 
@@ -26,6 +26,7 @@ COMMANDS: dict[str, Sequence[str]] = {
     "python -c pass": (sys.executable, "-c", "pass"),
     "import aipc": (sys.executable, "-c", "import aipc"),
     "aipc --help": (SCRIPT, "--help"),
+    "aipc devices": (SCRIPT, "devices"),
 }
 BARE = "python -c pass"
 HEAVY = (

@@ -104,6 +104,19 @@ def test_a_runtime_that_is_not_installed(listing: Listing, monkeypatch: pytest.M
         assert lack.fix == 'pip install "aipc[openvino]"'
 
 
+def test_a_cpu_without_a_sound_runtime_names_the_one_that_is_there(
+    listing: Listing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def mixture(provider: str) -> None:
+        raise MissingExtraError("two packages lie over each other", hint="uninstall both")
+
+    monkeypatch.setattr(inventory, "installed_runtimes", lambda: [ONNXRUNTIME])
+    monkeypatch.setattr(inventory.packages, "require_provider", mixture)
+    *_, cpu = listing(machines.lunar_lake, [])
+    (lack,) = cpu.lacks
+    assert (lack.found, lack.fix) == ("two packages lie over each other", "uninstall both")
+
+
 def test_a_device_that_is_passed_over_for_no_reason(listing: Listing) -> None:
     npu, *_ = listing(machines.lunar_lake, [CPU, IGPU])
     (lack,) = npu.lacks

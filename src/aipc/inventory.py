@@ -149,13 +149,15 @@ def lacking(processor: Processor) -> list[Check]:
 
 def _runtime_check(name: str, family: str) -> Check:
     """Whether what computes on a family of devices is installed."""
-    info = next(info for info in RUNTIMES.values() if family in info.devices)
+    infos = [info for info in RUNTIMES.values() if family in info.devices]
+    installed = installed_runtimes()
+    info = next((info for info in infos if info in installed), infos[0])
     if info is ONNXRUNTIME:
         try:
             packages.require_provider(family)
         except AipcError as exc:
             return Check(name, "failed", exc.message, exc.hint)
-    elif info not in installed_runtimes():
+    elif info not in installed:
         fix = f'pip install "aipc[{info.devices[family]}]"'
         return Check(name, "failed", f"{info.title} is not installed", fix)
     return Check(name, "passed", f"{info.title} is installed")

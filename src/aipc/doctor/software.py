@@ -22,14 +22,15 @@ _IMPORT_S = 120.0
 def runtime_checks() -> Iterator[Check]:
     """Whether each runtime is installed, alone, and can be imported; at least one must be."""
     installed = inventory.installed_runtimes()
+    if not installed:
+        titles = " nor ".join(info.title for info in RUNTIMES.values())
+        yield Check("runtimes", "failed", f"neither {titles} is installed", 'pip install "aipc[openvino]"')
+        return
     for info in RUNTIMES.values():
-        fix = f'pip install "aipc[{info.extra}]"'
         if info in installed:
             yield _package_check(info)
-        elif installed:
-            yield Check(info.title, "note", f"not installed; {fix} adds it")
         else:
-            yield Check(info.title, "failed", "no runtime is installed", fix)
+            yield Check(info.title, "note", f'not installed; pip install "aipc[{info.extra}]" adds it')
 
 
 def cache_checks() -> Iterator[Check]:
