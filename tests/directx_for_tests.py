@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from aipc.hardware.directx import Adapter, CreateFactory, Display
@@ -14,6 +15,48 @@ E_NOTIMPL, E_INVALIDARG = -2147467263, -2147024809
 D3D11_GRAPHICS = "8c47866b-7583-450d-f0f0-6bada895af4b"
 CORE_COMPUTE = "248e2800-a793-4724-abaa-23a6de1be090"
 NPU_TYPE = "d46140c4-add7-451b-9e56-06fe8c3b58ed"
+
+# As a Core Ultra laptop with a GeForce might answer.
+NPU = Adapter(
+    luid="0x00000000_0x0001259F",
+    description="Intel(R) AI Boost",
+    vendor_id=0x8086,
+    device_id=0x643E,
+    driver_version="32.0.100.3104",
+    dedicated_bytes=0,
+    hardware=True,
+    integrated=True,
+    graphics=False,
+)
+ARC = Adapter(
+    luid="0x00000000_0x0000C9A5",
+    description="Intel(R) Arc(TM) 140V GPU (16GB)",
+    vendor_id=0x8086,
+    device_id=0x64A0,
+    driver_version="32.0.101.6647",
+    dedicated_bytes=128 * 2**20,
+    hardware=True,
+    integrated=True,
+    graphics=True,
+)
+GEFORCE = Adapter(
+    luid="0x00000001_0x0000D02B",
+    description="NVIDIA GeForce RTX™ 5060 Laptop GPU",
+    vendor_id=0x10DE,
+    device_id=0x2D04,
+    driver_version="32.0.15.8142",
+    dedicated_bytes=8 * 2**30 - 2**28,
+    hardware=True,
+    integrated=False,
+    graphics=True,
+)
+BASIC = replace(
+    ARC,
+    luid="0x00000000_0x0000D1E2",
+    description="Microsoft Basic Render Driver",
+    vendor_id=0x1414,
+    hardware=False,
+)
 
 Function = tuple[Any, Callable[..., int]]
 

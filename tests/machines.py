@@ -5,11 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from aipc.runtimes.base import Device
+
 NPU = "0000:00:0b.0"
 IGPU = "0000:00:02.0"
 ARC = "0000:03:00.0"
+GEFORCE = "0000:01:00.0"
 
 FIRMWARE = ("intel/vpu/vpu_37xx_v1.bin", "intel/vpu/vpu_40xx_v1.bin.zst", "intel/vpu/vpu_50xx_v1.bin.xz")
+
+
+# What runtimes say of them.
+CPU_DEVICE = Device("CPU", "a name of OpenVINO's", "CPU")
+NPU_DEVICE = Device("NPU", "Intel(R) AI Boost", "NPU", "1755", NPU)
+IGPU_DEVICE = Device("GPU.0", "Intel(R) Arc(TM) Graphics (iGPU)", "integrated GPU", "25.13", IGPU)
+ARC_DEVICE = Device("GPU.0", "Intel(R) Arc(TM) B580", "discrete GPU", "25.13", ARC, 12 * 2**30)
+GEFORCE_DEVICE = Device(
+    "CUDA:0", "NVIDIA GeForce RTX 5060 Ti", "discrete GPU", "CUDA 13.2", "0000:01:00.0", 2**34
+)
 
 
 def write(path: Path, content: str | bytes = b"") -> None:

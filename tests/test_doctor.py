@@ -24,7 +24,7 @@ from aipc.hardware import drivers, instructions, linux
 from aipc.inventory import Candidate
 from aipc.runtimes.base import ONNXRUNTIME, OPENVINO, Device
 from aipc.types import Check
-from test_inventory import CPU, IGPU, NPU
+from machines import CPU_DEVICE, IGPU_DEVICE, NPU_DEVICE
 
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="trees of Linux")
 
@@ -65,7 +65,7 @@ def on_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> OnMachine:
 
 @on_linux
 def test_a_sound_laptop_passes(on_machine: OnMachine) -> None:
-    checks = on_machine(machines.meteor_lake, [CPU, IGPU, NPU])
+    checks = on_machine(machines.meteor_lake, [CPU_DEVICE, IGPU_DEVICE, NPU_DEVICE])
     assert checks["NPU"].found == "Intel(R) AI Boost is reached by --device NPU, driver 1755"
     assert {check.state for name, check in checks.items() if "CPU" not in name} == {"passed"}
     assert "WSL" not in checks
@@ -81,9 +81,9 @@ def test_a_library_in_an_unusual_place_fails_only_where_the_device_is_not_reache
         shutil.rmtree(machines.meteor_lake(root) / "usr")
         return root
 
-    assert on_machine(bare, [CPU, IGPU, NPU])["NPU Level Zero loader"].state == "note"
+    assert on_machine(bare, [CPU_DEVICE, IGPU_DEVICE, NPU_DEVICE])["NPU Level Zero loader"].state == "note"
     shutil.rmtree(tmp_path / "root")
-    checks = on_machine(bare, [CPU])
+    checks = on_machine(bare, [CPU_DEVICE])
     assert checks["NPU Level Zero loader"].fix == "sudo apt install libze1"
     assert checks["NPU kernel module"].state == "passed"
     assert checks["integrated GPU OpenCL loader"].state == "failed"
@@ -94,12 +94,12 @@ def test_wsl_lends_gpus_and_no_npu(
     on_machine: OnMachine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(platform, "release", lambda: "5.15.167.4-microsoft-standard-WSL2")
-    checks = on_machine(machines.wsl, [CPU, Device("GPU.0", "Intel(R) Graphics", "integrated GPU")])
+    checks = on_machine(machines.wsl, [CPU_DEVICE, Device("GPU.0", "Intel(R) Graphics", "integrated GPU")])
     assert checks["WSL"].state == "note"
     assert "no NPU" in checks["WSL"].found
     assert checks["integrated GPU"].state == "passed"
     (tmp_path / "root/dev/dxg").unlink()
-    assert on_machine(lambda root: root, [CPU])["WSL"].fix == "in Windows: wsl --update"
+    assert on_machine(lambda root: root, [CPU_DEVICE])["WSL"].fix == "in Windows: wsl --update"
 
 
 @on_linux

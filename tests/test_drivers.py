@@ -13,7 +13,7 @@ import pytest
 import machines
 from aipc.hardware import Processor, drivers, linux
 from aipc.types import Check
-from test_hardware_windows import ARC, NPU
+from directx_for_tests import ARC, NPU
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="trees of Linux")
 

@@ -3,57 +3,14 @@
 from __future__ import annotations
 
 import ctypes
-from dataclasses import replace
 
 import pytest
 
 from aipc.hardware import directx, windows
-from aipc.hardware.directx import Adapter, Display
-from directx_for_tests import CORE_COMPUTE, NPU_TYPE, Objects
+from aipc.hardware.directx import Display
+from directx_for_tests import ARC, BASIC, CORE_COMPUTE, GEFORCE, NPU, NPU_TYPE, Objects
 
 pytestmark = pytest.mark.skipif(ctypes.sizeof(ctypes.c_void_p) != 8, reason="64 bits only")
-
-# As a Core Ultra laptop with a GeForce might answer.
-NPU = Adapter(
-    luid="0x00000000_0x0001259F",
-    description="Intel(R) AI Boost",
-    vendor_id=0x8086,
-    device_id=0x643E,
-    driver_version="32.0.100.3104",
-    dedicated_bytes=0,
-    hardware=True,
-    integrated=True,
-    graphics=False,
-)
-ARC = Adapter(
-    luid="0x00000000_0x0000C9A5",
-    description="Intel(R) Arc(TM) 140V GPU (16GB)",
-    vendor_id=0x8086,
-    device_id=0x64A0,
-    driver_version="32.0.101.6647",
-    dedicated_bytes=128 * 2**20,
-    hardware=True,
-    integrated=True,
-    graphics=True,
-)
-GEFORCE = Adapter(
-    luid="0x00000001_0x0000D02B",
-    description="NVIDIA GeForce RTX™ 5060 Laptop GPU",
-    vendor_id=0x10DE,
-    device_id=0x2D04,
-    driver_version="32.0.15.8142",
-    dedicated_bytes=8 * 2**30 - 2**28,
-    hardware=True,
-    integrated=False,
-    graphics=True,
-)
-BASIC = replace(
-    ARC,
-    luid="0x00000000_0x0000D1E2",
-    description="Microsoft Basic Render Driver",
-    vendor_id=0x1414,
-    hardware=False,
-)
 
 
 def test_dxcore_is_asked_as_its_header_says() -> None:

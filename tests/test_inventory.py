@@ -17,14 +17,9 @@ from aipc.errors import MissingExtraError
 from aipc.hardware import drivers, linux
 from aipc.inventory import Candidate, ListedDevice
 from aipc.runtimes.base import ONNXRUNTIME, OPENVINO, Device
+from machines import ARC_DEVICE, CPU_DEVICE, GEFORCE_DEVICE, IGPU_DEVICE, NPU_DEVICE
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="trees of Linux")
-
-CPU = Device("CPU", "a name of OpenVINO's", "CPU")
-NPU = Device("NPU", "Intel(R) AI Boost", "NPU", "1755", machines.NPU)
-IGPU = Device("GPU.0", "Intel(R) Arc(TM) Graphics (iGPU)", "integrated GPU", "25.13", machines.IGPU)
-ARC = Device("GPU.0", "Intel(R) Arc(TM) B580", "discrete GPU", "25.13", machines.ARC, 12 * 2**30)
-GEFORCE = Device("CUDA:0", "NVIDIA GeForce RTX 5060 Ti", "discrete GPU", "CUDA 13.2", "0000:01:00.0", 2**34)
 
 Listing = Callable[..., list[ListedDevice]]
 
@@ -50,7 +45,7 @@ def listing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Listing:
 
 
 def test_a_laptop_whose_devices_are_all_reached(listing: Listing) -> None:
-    npu, igpu, cpu = listing(machines.meteor_lake, [CPU, IGPU, NPU], [CPU])
+    npu, igpu, cpu = listing(machines.meteor_lake, [CPU_DEVICE, IGPU_DEVICE, NPU_DEVICE], [CPU_DEVICE])
     assert (npu.name, npu.selectors, npu.kernel_driver, npu.driver_version) == (
         "Intel(R) AI Boost",
         ("NPU",),
@@ -67,7 +62,7 @@ def test_a_laptop_whose_devices_are_all_reached(listing: Listing) -> None:
 
 
 def test_two_cards_are_told_apart_by_their_address(listing: Listing) -> None:
-    geforce, arc, _ = listing(machines.nvidia_desktop, [CPU, ARC], [CPU, GEFORCE])
+    geforce, arc, _ = listing(machines.nvidia_desktop, [CPU_DEVICE, ARC_DEVICE], [CPU_DEVICE, GEFORCE_DEVICE])
     assert (geforce.address, geforce.selectors) == ("0000:01:00.0", ("CUDA:0",))
     assert (arc.address, arc.selectors, arc.memory_bytes) == (machines.ARC, ("GPU.0",), 12 * 2**30)
     assert geforce.memory_bytes == 2**34
@@ -76,19 +71,21 @@ def test_two_cards_are_told_apart_by_their_address(listing: Listing) -> None:
 
 def test_a_runtime_that_does_not_say_where_means_the_only_one(listing: Listing) -> None:
     nowhere = Device("GPU.0", "Arc", "discrete GPU")
-    geforce, arc, _ = listing(machines.nvidia_desktop, [CPU, nowhere])
+    geforce, arc, _ = listing(machines.nvidia_desktop, [CPU_DEVICE, nowhere])
     assert arc.selectors == ("GPU.0", "dgpu")
     assert not geforce.reached_by
 
 
 def test_a_device_that_only_a_runtime_knows_is_listed(listing: Listing) -> None:
-    gpu, cpu = listing(machines.wsl, [CPU, Device("GPU.0", "Intel(R) Graphics [0x7d55]", "integrated GPU")])
+    gpu, cpu = listing(
+        machines.wsl, [CPU_DEVICE, Device("GPU.0", "Intel(R) Graphics [0x7d55]", "integrated GPU")]
+    )
     assert (gpu.name, gpu.address, gpu.selectors) == ("Intel(R) Graphics [0x7d55]", None, ("GPU.0", "igpu"))
     assert cpu.kind == "CPU"
 
 
 def test_a_gpu_needs_the_runtime_that_reaches_it(listing: Listing) -> None:
-    geforce, _, _ = listing(machines.nvidia_desktop, [CPU, ARC], [CPU])
+    geforce, _, _ = listing(machines.nvidia_desktop, [CPU_DEVICE, ARC_DEVICE], [CPU_DEVICE])
     libcuda, runtime = geforce.lacks
     assert "libcuda.so.1" in libcuda.found
     assert "onnxruntime-genai-cuda" in runtime.found
@@ -118,14 +115,14 @@ def test_a_cpu_without_a_sound_runtime_names_the_one_that_is_there(
 
 
 def test_a_device_that_is_passed_over_for_no_reason(listing: Listing) -> None:
-    npu, *_ = listing(machines.lunar_lake, [CPU, IGPU])
+    npu, *_ = listing(machines.lunar_lake, [CPU_DEVICE, IGPU_DEVICE])
     (lack,) = npu.lacks
     assert "does not list Intel AI Boost (Lunar Lake)" in lack.found
     assert lack.fix
 
 
 def test_what_nothing_reaches_is_a_note(listing: Listing) -> None:
-    npu, radeon, apu, _ = listing(machines.amd_laptop, [CPU])
+    npu, radeon, apu, _ = listing(machines.amd_laptop, [CPU_DEVICE])
     assert [device.lacks[0].state for device in (npu, radeon, apu)] == ["note"] * 3
     assert "no runtime of aipc reaches AMD Ryzen AI (Strix, Krackan) on Linux" in npu.lacks[0].found
 
@@ -139,11 +136,11 @@ def test_a_broken_runtime_is_not_an_end(monkeypatch: pytest.MonkeyPatch) -> None
     class Sound:
         @staticmethod
         def available_devices() -> list[Device]:
-            return [CPU]
+            return [CPU_DEVICE]
 
     monkeypatch.setattr(inventory, "runtime_module", lambda info: Sound if info is OPENVINO else Broken)
     found, broken = inventory.candidates([ONNXRUNTIME, OPENVINO])
-    assert found == [Candidate(OPENVINO, CPU)]
+    assert found == [Candidate(OPENVINO, CPU_DEVICE)]
     ((info, error),) = broken
     assert info is ONNXRUNTIME
     assert "over each other" in error.message
@@ -152,7 +149,7 @@ def test_a_broken_runtime_is_not_an_end(monkeypatch: pytest.MonkeyPatch) -> None
 def test_the_command_shows_a_table_and_what_is_lacking(
     listing: Listing, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    listing(machines.nvidia_desktop, [CPU, ARC], [CPU])
+    listing(machines.nvidia_desktop, [CPU_DEVICE, ARC_DEVICE], [CPU_DEVICE])
     assert main(["devices"]) == 0
     lines = capsys.readouterr().out.splitlines()
     header, geforce, arc, cpu, empty = lines[:5]
@@ -167,7 +164,7 @@ def test_the_command_shows_a_table_and_what_is_lacking(
 
 
 def test_the_command_writes_json(listing: Listing, capsys: pytest.CaptureFixture[str]) -> None:
-    listing(machines.meteor_lake, [CPU, NPU])
+    listing(machines.meteor_lake, [CPU_DEVICE, NPU_DEVICE])
     assert main(["devices", "--json"]) == 0
     npu, igpu, cpu = json.loads(capsys.readouterr().out)
     assert npu["reached_by"] == [{"runtime": "openvino", "word": "NPU"}]
