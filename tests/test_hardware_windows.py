@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from dataclasses import replace
 
 import pytest
 
@@ -54,6 +55,11 @@ def test_adapters_become_processors() -> None:
     ]
     assert [item.memory_bytes for item in found] == [None, GEFORCE.dedicated_bytes, None]
     assert [item.driver_version for item in found] == ["32.0.101.6647", "32.0.15.8142", "32.0.100.3104"]
+
+
+def test_a_card_that_does_not_draw_is_no_npu() -> None:
+    (card,) = windows.from_adapters([replace(GEFORCE, graphics=False)])
+    assert (card.kind, card.driver) == ("discrete GPU", "MCDM")
 
 
 def test_an_npu_without_a_driver_is_found_all_the_same() -> None:

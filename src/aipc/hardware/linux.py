@@ -19,7 +19,7 @@ from aipc.types import DeviceKind
 _ACCELERATOR, _DISPLAY = "12", "03"
 
 _PCI_NAMES = ("usr/share/hwdata/pci.ids", "usr/share/misc/pci.ids")
-_INTEL_INTEGRATED = "0000:00:02.0"
+_INTEL_INTEGRATED = "0000:00:02."
 _MAX_BYTES = 2**16
 
 
@@ -84,7 +84,8 @@ def _kind(folder: Path, pci_class: str, pci_id: str) -> DeviceKind | None:
         return "NPU"
     if not pci_class.startswith(_DISPLAY):
         return None
-    integrated = folder.name == _INTEL_INTEGRATED if pci_id.startswith("8086:") else _is_apu(folder)
+    is_intel = pci_id.startswith("8086:")
+    integrated = folder.name.startswith(_INTEL_INTEGRATED) if is_intel else _is_apu(folder)
     return "integrated GPU" if integrated else "discrete GPU"
 
 
@@ -117,11 +118,12 @@ def _listed_name(vendor: str, pci_id: str, root: Path) -> str:
 
 
 def _nodes(folder: Path, about: dict[str, str], root: Path) -> Iterator[DeviceNode]:
-    """The nodes that computing needs: no display, hence no card*."""
-    found = [root / "dev/accel" / path.name for path in sorted(folder.glob("accel/accel*"))]
-    found += [root / "dev/dri" / path.name for path in sorted(folder.glob("drm/renderD*"))]
+    """The nodes that computing needs: no display, hence no card*; CUDA has its own."""
     if about.get("Device Minor", "").isdecimal():
-        found += [root / "dev" / name for name in (f"nvidia{about['Device Minor']}", "nvidiactl")]
+        found = [root / "dev" / name for name in (f"nvidia{about['Device Minor']}", "nvidiactl")]
+    else:
+        found = [root / "dev/accel" / path.name for path in sorted(folder.glob("accel/accel*"))]
+        found += [root / "dev/dri" / path.name for path in sorted(folder.glob("drm/renderD*"))]
     for path in found:
         yield DeviceNode(path, os.access(path, os.R_OK | os.W_OK))
 

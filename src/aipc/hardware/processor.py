@@ -31,7 +31,8 @@ class Processor:
                     "0x00000000_0x0000C9A5", as performance counters write it; None for the CPU
     pci_id          vendor and device, such as "8086:7d1d"
     directory       in sysfs, with the counters; None for the CPU and on Windows
-    driver          the kernel's, such as "intel_vpu"; None where none is bound to the device
+    driver          the kernel's, such as "intel_vpu", or on Windows its model, "WDDM" or "MCDM"; None where
+                    none is bound to the device
     driver_version  None where the kernel does not say, which is so for most of its own drivers
     memory_bytes    of its own; for the CPU the system's. None where it has none, or nothing says how much
     """

@@ -45,16 +45,18 @@ def cpu() -> Processor:
 
 def _processor(adapter: Adapter) -> Processor:
     pci_id = f"{adapter.vendor_id:04x}:{adapter.device_id:04x}"
+    vendor = names.vendor(pci_id)
     kind: DeviceKind = "integrated GPU" if adapter.integrated else "discrete GPU"
-    if not adapter.graphics:
+    # NVIDIA makes no NPUs, but cards for data centres that do not draw.
+    if not adapter.graphics and vendor != "NVIDIA":
         kind = "NPU"
     return Processor(
         kind,
-        names.vendor(pci_id),
+        vendor,
         adapter.description,
         address=adapter.luid,
         pci_id=pci_id,
-        driver="Windows",
+        driver="WDDM" if adapter.graphics else "MCDM",
         driver_version=adapter.driver_version,
         memory_bytes=adapter.dedicated_bytes or None if kind == "discrete GPU" else None,
     )
