@@ -22,11 +22,15 @@ from measuring import markdown_table, versions, write_record
 # The command as pip installed it beside this interpreter, not a module that starts quicker.
 SCRIPT = shutil.which("aipc", path=str(Path(sys.executable).parent)) or "aipc"
 
+# Where there is an NPU or a GPU of Intel, OpenVINO is asked for its devices; in WSL there may be one.
+ASK_OPENVINO = "import aipc; from aipc import hardware; hardware.has_wsl_gpu = lambda: True; aipc.devices()"
+
 COMMANDS: dict[str, Sequence[str]] = {
     "python -c pass": (sys.executable, "-c", "pass"),
     "import aipc": (sys.executable, "-c", "import aipc"),
     "aipc --help": (SCRIPT, "--help"),
     "aipc devices": (SCRIPT, "devices"),
+    "aipc devices, OpenVINO asked": (sys.executable, "-c", ASK_OPENVINO),
 }
 BARE = "python -c pass"
 HEAVY = (
