@@ -62,7 +62,7 @@ def test_an_error_of_loading_arrives_as_itself() -> None:
     with pytest.raises(SchemeError, match="do not fit") as caught:
         EngineProcess("engine_for_tests", OPTIONS | {"fail": True})
     assert caught.value.hint == "convert them"
-    assert "engine_for_tests.py" in caught.value.__notes__[0]
+    assert "engine_for_tests.py" in caught.value.__notes__[-1]
 
 
 def test_an_engine_that_cannot_start_says_its_last_words() -> None:
@@ -84,7 +84,7 @@ def test_a_crash_ends_every_stream_and_is_not_forgotten(process: EngineProcess) 
 def test_an_engine_that_breaks_says_why(process: EngineProcess) -> None:
     with pytest.raises(RuntimeFailedError, match="code 1: RuntimeError: a pipeline broke") as caught:
         list(process.stream([RAISE], Sampling()))
-    assert "in _start" in caught.value.__notes__[0]
+    assert "in _start" in caught.value.__notes__[-1]
 
 
 def test_close_ends_streams_and_the_process(process: EngineProcess) -> None:
