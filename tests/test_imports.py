@@ -16,14 +16,15 @@ import stand_in
 
 PACKAGE = Path(aipc.__file__).parent
 
-# A room is a module or package of aipc; runtimes.base, which only describes runtimes, is one of its own.
+# A room is a module or package of aipc. Two files of runtimes are rooms of their own: base, which only
+# describes runtimes, and orphans, which starts processes.
 # Every room may import these, and itself:
 FREE = {"errors", "types"}
 ARROWS = {
     "__main__": {"cli"},
-    "cli": {"aipc", "cache", "doctor", "model"},
+    "cli": {"aipc", "cache", "doctor", "model", "monitor"},
     "aipc": {"inventory", "model", "prepare"},
-    "model": {"inventory", "plan", "prepare", "text", "runtimes.base"},
+    "model": {"inventory", "monitor", "plan", "prepare", "text", "runtimes.base"},
     "plan": {"inventory", "runtimes.base", "selectors"},
     "inventory": {"hardware", "runtimes", "runtimes.base", "selectors"},
     "selectors": {"runtimes.base"},
@@ -40,17 +41,19 @@ ARROWS = {
         "runtimes.base",
     },
     "transformers": {"aipc", "model"},
+    "monitor": {"hardware", "runtimes.orphans"},
     "prepare": {"cache", "conversion", "hub", "manifest", "phi3", "preflight", "runtimes.base"},
     "cache": {"hub", "manifest"},
     "hub": {"demo", "hub_download", "phi3", "runtimes.base"},
     "hub_download": {"aipc", "hub", "phi3", "runtimes.base"},
     "conversion": {"manifest", "phi3", "text"},
-    "runtimes": {"hardware", "phi3", "preflight", "runtimes.base"},
+    "runtimes": {"hardware", "phi3", "preflight", "runtimes.base", "runtimes.orphans"},
     "text": {"phi3"},
     "manifest": {"phi3"},
     "preflight": {"phi3"},
     "phi3": set(),
     "runtimes.base": set(),
+    "runtimes.orphans": set(),
     "demo": set(),
     "errors": set(),
     "types": set(),
@@ -69,7 +72,8 @@ OWNERS = {
     "jinja2": ["text/*"],
     "huggingface_hub": ["hub.py", "hub_download.py"],
     "platformdirs": ["cache.py"],
-    "psutil": ["hardware/*", "doctor/model.py"],
+    "psutil": ["hardware/*", "doctor/model.py", "monitor/host.py"],
+    "pynvml": ["monitor/nvidia.py"],
     "rich": ["cli/console.py"],
     "torch": ["transformers/*"],
     "transformers": ["transformers/*"],
@@ -119,8 +123,8 @@ def imports(source: str, package: str) -> Iterator[str]:
 def room_of(name: str) -> str:
     """The room of a dotted name in aipc; a plain name of the package itself, such as __version__, is free."""
     parts = name.split(".")[1:]
-    if parts[:2] == ["runtimes", "base"]:
-        return "runtimes.base"
+    if ".".join(parts[:2]) in {"runtimes.base", "runtimes.orphans"}:
+        return ".".join(parts[:2])
     if not parts:
         return "aipc"
     return parts[0] if any(part.exists() for part in _places(parts[0])) else "errors"

@@ -6,13 +6,16 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from aipc import inventory, plan, prepare
 from aipc.errors import DeviceError, MissingExtraError, SchemeError, UsageError
 from aipc.runtimes.base import Session
 from aipc.text import StopFilter, Text
 from aipc.types import Chunk, Completion, FinishReason, Guidance, Message, Progress, Sampling, Stats
+
+if TYPE_CHECKING:
+    from aipc.monitor import Monitor
 
 Prompt = str | Sequence[int] | Sequence[Message | Mapping[str, object]]
 
@@ -142,6 +145,7 @@ class Model:
         stop: str | Sequence[str] = (),
         response_format: Mapping[str, object] | None = None,
         raw: bool = False,
+        monitor: Monitor | None = None,
     ) -> Iterator[Chunk]:
         """The answer, piece by piece; closing the iterator stops the work.
 
@@ -152,6 +156,7 @@ class Model:
         response_format  what the answer must look like, as OpenAI's clients write it: {"type": "json_object"}
                          or {"type": "json_schema", "json_schema": {"schema": {...}}}; and {"type": "regex",
                          "pattern": "..."}. Cut short by max_new_tokens it is incomplete
+        monitor          a running one: what it sees of the device is in the Stats
         raises           UsageError for a value that cannot be, PromptTooLongError
         """
         sampling = Sampling(
@@ -167,7 +172,8 @@ class Model:
         stop_filter = StopFilter((stop,) if isinstance(stop, str) else stop)
         ids = self.encode(prompt, raw=raw)
         started = time.perf_counter()
-        return self._stream(len(ids), self.session.generate(ids, sampling), sampling, stop_filter, started)
+        chunks = self._stream(len(ids), self.session.generate(ids, sampling), sampling, stop_filter, started)
+        return chunks if monitor is None else monitor.watch(chunks, self.device)
 
     def generate(self, prompt: Prompt, **options: Any) -> Completion:
         """The whole answer at once; the options are those of `stream`."""

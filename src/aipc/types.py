@@ -170,6 +170,11 @@ class Stats:
     load_s      from the call of load() to a session that is warm
     ttft_s      from the call to the first token
     tpot_s      mean time of each later token
+
+    The rest is known where a monitor watched:
+    mean_utilisation, peak_utilisation   0 to 1, of the device
+    energy_j                             of the device's board, or of the processor package that holds it
+    device_used                          whether the device's own counter rose while it should have
     """
 
     prompt_tokens: int
@@ -180,6 +185,10 @@ class Stats:
     device: str
     runtime: str
     precision: str
+    mean_utilisation: float | None = None
+    peak_utilisation: float | None = None
+    energy_j: float | None = None
+    device_used: bool | None = None
 
     @property
     def tokens_per_s(self) -> float | None:
