@@ -96,6 +96,8 @@ def read_text(path: Path, remedy: str = "", missing: str = "") -> str:
     try:
         return path.read_text(encoding="utf-8", errors="replace").strip()
     except FileNotFoundError as exc:
+        if not path.parent.exists():
+            raise CounterError(NotReadable("the device is gone, or its driver was unloaded")) from exc
         raise CounterError(NotReadable(f"there is no {path}", missing)) from exc
     except PermissionError as exc:
         raise CounterError(NotReadable(f"there is no right to read {path}", remedy)) from exc
@@ -125,11 +127,13 @@ class Total:
     """A total since the first call, from a counter that starts again at 0 when it is full.
 
     full_at   the highest value it shows; None for one that never gets there
+    scale     of its unit
     """
 
-    def __init__(self, counter: Counter, full_at: Counter | None = None) -> None:
+    def __init__(self, counter: Counter, full_at: Counter | None = None, *, scale: float = 1) -> None:
         self._counter = counter
         self._full_at = full_at
+        self._scale = scale
         self._last: float | None = None
         self._sum = 0.0
 
@@ -147,6 +151,25 @@ class Total:
                 last -= self._full_at() + 1
         self._last = now
         self._sum += now - last if last is not None else 0.0
+        return self._sum * self._scale
+
+
+class Integral:
+    """What a rate comes to since the first call: joules from watts."""
+
+    def __init__(self, counter: Counter) -> None:
+        self._counter = counter
+        self._last_s: float | None = None
+        self._sum = 0.0
+
+    def __call__(self) -> float:
+        """The sum of the rate over the time; what it was between two calls is taken from the later one.
+
+        raises   CounterError
+        """
+        value, now_s = self._counter(), time.perf_counter()
+        self._sum += value * (now_s - self._last_s) if self._last_s is not None else 0.0
+        self._last_s = now_s
         return self._sum
 
 
@@ -156,18 +179,10 @@ class Rate:
     most   of the rate; two clocks that disagree a little make a share of 1.001
     """
 
-    def __init__(
-        self,
-        counter: Counter,
-        scale: float = 1,
-        *,
-        most: float | None = None,
-        clock: Counter = time.perf_counter,
-    ) -> None:
+    def __init__(self, counter: Counter, scale: float = 1, *, most: float | None = None) -> None:
         self._counter = counter
         self._scale = scale
         self._most = most
-        self._clock = clock
         self._last: tuple[float, float] | None = None
 
     def __call__(self) -> float:
@@ -176,7 +191,7 @@ class Rate:
         raises   CounterError, for the first call, too
         """
         try:
-            now, value = self._clock(), self._counter()
+            now, value = time.perf_counter(), self._counter()
         except CounterError:
             self._last = None
             raise

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
 
 import psutil
 
@@ -20,27 +19,25 @@ _GONE = (psutil.NoSuchProcess, psutil.AccessDenied)
 class WatchedProcesses:
     """A process and its descendants, without the sampler itself."""
 
-    def __init__(self, pid: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, pid: int) -> None:
         self._pid = pid
-        self._clock = clock
         self._found: list[psutil.Process] = []
         self._look_at_s = 0.0
         self.look_again()
 
-    @property
     def pids(self) -> frozenset[int]:
         """Those that were there when it was last looked."""
         return frozenset(process.pid for process in self.processes())
 
     def processes(self) -> list[psutil.Process]:
         """Those that were there when it was last looked."""
-        if self._clock() >= self._look_at_s:
+        if time.perf_counter() >= self._look_at_s:
             self.look_again()
         return self._found
 
     def look_again(self) -> None:
         """Find the descendants of now."""
-        self._look_at_s = self._clock() + _LOOK_AGAIN_S
+        self._look_at_s = time.perf_counter() + _LOOK_AGAIN_S
         known = {process.pid: process for process in self._found}
         try:
             root = psutil.Process(self._pid)

@@ -16,7 +16,7 @@ import time
 from typing import IO
 
 from aipc.monitor.host import WatchedProcesses
-from aipc.monitor.probes import all_probes
+from aipc.monitor.probes import Devices, devices
 from aipc.monitor.sample import Sample
 
 # Nearer than this, the differences of counters that step by 10 ms say nothing.
@@ -37,14 +37,14 @@ def main() -> None:
     threading.Thread(target=_hear, args=(sys.stdin.buffer, requests), daemon=True).start()
     watched = WatchedProcesses(options["pid"])
     with contextlib.suppress(BrokenPipeError):
-        _sample(Sampler(watched), options["interval_s"], requests, watched, sys.stdout.buffer)
+        _sample(Sampler(devices(watched)), options["interval_s"], requests, watched, sys.stdout.buffer)
 
 
 class Sampler:
     """Reads all devices. The first reading is made at once: without it no rate is known."""
 
-    def __init__(self, watched: WatchedProcesses) -> None:
-        self._probes = all_probes(watched)
+    def __init__(self, devices: Devices) -> None:
+        self._devices = devices
         self._number = -1
         self.last_s = 0.0
         self.sample()
@@ -52,8 +52,8 @@ class Sampler:
     def sample(self) -> Sample:
         """Every device now."""
         now_s = time.perf_counter()
-        devices = tuple(probe.read() for probe in self._probes)
-        sample = Sample(max(self._number, 0), time.time(), now_s - self.last_s, devices)
+        read = tuple(probe.read() for probe in self._devices.probes())
+        sample = Sample(max(self._number, 0), time.time(), now_s - self.last_s, read)
         self._number, self.last_s = self._number + 1, now_s
         return sample
 
