@@ -44,8 +44,10 @@ class LinuxDevices:
 def devices(watched: WatchedProcesses) -> Devices:
     """Those of this machine."""
     if sys.platform == "win32":
+        import ctypes
+
         from aipc.monitor.pdh import PdhQuery
         from aipc.monitor.windows import WindowsDevices
 
-        return WindowsDevices(processors(), watched, PdhQuery())
+        return WindowsDevices(processors(), watched, PdhQuery(ctypes.WinDLL("pdh")))
     return LinuxDevices(watched)
