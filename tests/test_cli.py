@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -123,6 +124,23 @@ def test_the_words_reach_the_model_and_it_is_closed(run: Callable[..., Any], loa
         "max_new_tokens": 9,
     }
     assert model.closed
+
+
+@pytest.mark.parametrize(("device", "monitored"), [("NPU", True), ("GPU.0", True), ("CPU", False)])
+def test_a_monitor_runs_beside_a_device_that_must_prove_itself(
+    run: Callable[..., Any],
+    loaded: list[Any],
+    monkeypatch: pytest.MonkeyPatch,
+    device: str,
+    monitored: bool,
+) -> None:
+    monkeypatch.setattr(stand_in.ScriptedModel, "device", device)
+    assert run("run", "demo", "Hello")[0] == 0
+    monitor = loaded[0].options.get("monitor")
+    assert (monitor is not None) == monitored
+    if monitored:
+        with pytest.raises(errors.RuntimeFailedError, match="closed"):
+            monitor.sample()
 
 
 def test_raw_hands_the_text_on_as_it_is(run: Callable[..., Any], loaded: list[Any]) -> None:
@@ -411,6 +429,17 @@ STATS = Stats(7, 1, 1.5, None, None, "NPU", "OpenVINO GenAI", "int4")
             "[NPU · OpenVINO GenAI · int4 · 1 token · cut off at the limit of tokens]",
         ),
         (Answer("x", [1, 2], "cancelled", None), "[stopped · 2 tokens]"),
+        (
+            Answer(
+                "x", [1], "stop", replace(STATS, mean_utilisation=0.874, energy_j=12.34, device_used=True)
+            ),
+            "[NPU · OpenVINO GenAI · int4 · 1 token · 87 % busy · 12.3 J]",
+        ),
+        (
+            Answer("x", [1], "stop", replace(STATS, mean_utilisation=0.0, device_used=False)),
+            "[NPU · OpenVINO GenAI · int4 · 1 token · 0 % busy]\nThe counter of NPU did not rise during this "
+            "answer: something else may have computed it. aipc devices says what is here.",
+        ),
     ],
 )
 def test_the_line_under_an_answer_leaves_out_what_is_unknown(answer: Answer, line: str) -> None:

@@ -88,14 +88,23 @@ def _open(
         context_length=ready.context_length,
         precision=ready.precision,
     )
-    return Model(ready.name, text, session, runtime=runtime.title, folder=ready.folder, notes=session.notes)
+    return Model(
+        ready.name,
+        text,
+        session,
+        runtime=runtime.title,
+        folder=ready.folder,
+        address=device.address,
+        notes=session.notes,
+    )
 
 
 class Model:
     """Answers prompts on one device. Close it, or use it in a `with` block, to free the device.
 
-    folder  what it was loaded from
-    notes   sentences about what was chosen, for people
+    folder   what it was loaded from
+    address  of the device that answers: of PCI or the LUID; None where the runtime does not say it
+    notes    sentences about what was chosen, for people
     """
 
     def __init__(
@@ -106,6 +115,7 @@ class Model:
         *,
         runtime: str,
         folder: Path | None = None,
+        address: str | None = None,
         load_s: float = 0.0,
         notes: Iterable[str] = (),
     ) -> None:
@@ -114,6 +124,7 @@ class Model:
         self.session = session
         self.runtime = runtime
         self.folder = folder
+        self.address = address
         self.load_s = load_s
         self.notes = tuple(notes)
 
@@ -173,7 +184,7 @@ class Model:
         ids = self.encode(prompt, raw=raw)
         started = time.perf_counter()
         chunks = self._stream(len(ids), self.session.generate(ids, sampling), sampling, stop_filter, started)
-        return chunks if monitor is None else monitor.watch(chunks, self.device)
+        return chunks if monitor is None else monitor.watch(chunks, self.device, self.address)
 
     def generate(self, prompt: Prompt, **options: Any) -> Completion:
         """The whole answer at once; the options are those of `stream`."""

@@ -8,6 +8,11 @@ from typing import Any
 
 from aipc.types import Chunk, FinishReason, Stats
 
+_DOUBT = (
+    "The counter of {} did not rise during this answer: something else may have computed it. "
+    "aipc devices says what is here."
+)
+
 
 @dataclass(slots=True)
 class Answer:
@@ -59,7 +64,7 @@ def collect(chunks: Iterator[Chunk], show: Callable[[str], None]) -> Answer:
 
 
 def summary(answer: Answer) -> str:
-    """The line under an answer: where it came from, and how fast."""
+    """The line under an answer: where it came from, and how fast; and one more where that is in doubt."""
     stats = answer.stats
     if stats is None:
         return f"[stopped · {len(answer.token_ids)} tokens]"
@@ -71,6 +76,9 @@ def summary(answer: Answer) -> str:
         f"first token {stats.ttft_s:.2f} s" if stats.ttft_s is not None else "",
         f"{stats.tokens_per_s:.1f} tokens/s" if stats.tokens_per_s is not None else "",
         f"{stats.generated_tokens} tokens" if stats.generated_tokens != 1 else "1 token",
+        f"{100 * stats.mean_utilisation:.0f} % busy" if stats.mean_utilisation is not None else "",
+        f"{stats.energy_j:.1f} J" if stats.energy_j is not None else "",
         ends.get(answer.finish_reason or "", ""),
     ]
-    return f"[{' · '.join(part for part in parts if part)}]"
+    line = f"[{' · '.join(part for part in parts if part)}]"
+    return f"{line}\n{_DOUBT.format(stats.device)}" if stats.device_used is False else line

@@ -73,7 +73,8 @@ def run(args: Namespace) -> int:
     prompt = read_prompt(args.prompt, sys.stdin)
     _refuse_contradictions(args, chatting=prompt is None)
     system = [Message("system", _as_text(args.system))] if args.system else []
-    with open_model(args) as model:
+    with open_model(args) as model, watched(model) as more:
+        options |= more
         if prompt is None:
             from aipc.cli.chat import Chat
 
@@ -109,6 +110,21 @@ def open_model(args: Namespace) -> Iterator[Model]:
         for sentence in model.notes:
             console.note(sentence)
         yield model
+
+
+@contextmanager
+def watched(model: Model) -> Iterator[dict[str, Any]]:
+    """The keyword for Model.stream by which a monitor sees whether NPU or GPU compute.
+
+    None for a CPU: there is no doubt, and the process that samples would delay the first answer.
+    """
+    if model.device == "CPU":
+        yield {}
+        return
+    from aipc.monitor import Monitor
+
+    with Monitor() as monitor:
+        yield {"monitor": monitor}
 
 
 def read_prompt(words: Sequence[str], stdin: Any) -> str | None:

@@ -27,7 +27,6 @@ SHORTEST_INTERVAL_S, LONGEST_INTERVAL_S = 0.02, 3600.0
 
 # The first answer waits for the process to start, which a slow disk may delay.
 _START_S = 10.0
-_EXIT_S = 2.0
 # On Windows a thread that waits without a limit does not hear Ctrl+C.
 _WAIT_S = 0.2
 
@@ -88,7 +87,7 @@ class Monitor:
             target=self._intake.read, args=(process, recording, log), name="aipc-monitor", daemon=True
         )
         # Garbage collection, the interpreter's exit and close() all end the process, whichever is first.
-        self._end = weakref.finalize(self, _end, process, reader, line, log)
+        self._end = weakref.finalize(self, _end, process, self._intake, reader, line, log)
         reader.start()
         self._send(self._options)
 
@@ -111,12 +110,13 @@ class Monitor:
             number = sample.number
             yield sample
 
-    def watch(self, chunks: Iterator[Chunk], device: str) -> Iterator[Chunk]:
+    def watch(self, chunks: Iterator[Chunk], device: str, address: str | None = None) -> Iterator[Chunk]:
         """The same chunks; the Stats in the last tell how far the device was used, where that is readable.
 
-        device   the word of the session that answers, such as "NPU", or a DeviceSample's id
+        device    the word of the session that answers, such as "NPU"
+        address   the device's, of PCI or the LUID, where it is known
         """
-        meter = UsageMeter(device)
+        meter = UsageMeter(device, address)
         self._intake.add_meter(self._try_to_ask(), meter)
         try:
             for chunk in chunks:
@@ -179,6 +179,7 @@ class _Intake:
         self._meters: dict[UsageMeter, int] = {}
         self._asked = self._answered = -1
         self._ended = False
+        self.closed = False
         self.failure = ""
 
     def samples(self) -> list[Sample]:
@@ -239,7 +240,7 @@ class _Intake:
         code = process.wait()
         with self._changed:
             self._ended = True
-            if code:
+            if not self.closed:
                 self.failure = f"the monitor's process ended with the code {code}: {_last_words(log)}"
             self._changed.notify_all()
 
@@ -277,16 +278,20 @@ def _open_recording(path: Path) -> IO[bytes]:
         ) from exc
 
 
-def _end(process: subprocess.Popen[bytes], reader: threading.Thread, line: Lifeline, log: IO[bytes]) -> None:
-    """The end of its input ends the process."""
+def _end(
+    process: subprocess.Popen[bytes],
+    intake: _Intake,
+    reader: threading.Thread,
+    line: Lifeline,
+    log: IO[bytes],
+) -> None:
+    """Killed, because there is nothing in it to save: that takes a millisecond."""
+    intake.closed = True
+    process.kill()
+    process.wait()
+    line.close()
     with contextlib.suppress(OSError):
         cast("IO[bytes]", process.stdin).close()
-    try:
-        process.wait(_EXIT_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-    line.close()
     if threading.current_thread() is not reader:
         reader.join()
     cast("IO[bytes]", process.stdout).close()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from aipc.monitor.sample import DeviceSample, Sample
@@ -45,11 +45,12 @@ class _Mean:
 class UsageMeter:
     """Takes the samples of a run one after the other; its memory doesn't grow with them.
 
-    device   a word such as "NPU" or "GPU.1", or a DeviceSample's id
+    device, address   as `find_device` takes them
     """
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, address: str | None = None) -> None:
         self._device = device
+        self._address = address
         self._started = False
         self._energy_at_start: float | None = None
         self._energy_j: float | None = None
@@ -59,18 +60,17 @@ class UsageMeter:
 
     def start(self, sample: Sample) -> None:
         """The sample at the start: what it says of the time before is not of this run."""
-        found = find_device(sample.devices, self._device)
         self._started = True
-        self._energy_at_start = found.energy_j if found else None
+        self._energy_at_start = self._energy(sample)
 
     def add(self, sample: Sample) -> None:
         """The next sample; those before `start` are left out."""
-        found = find_device(sample.devices, self._device)
+        found = find_device(sample.devices, self._device, self._address)
         if not self._started or found is None:
             return
         self._all.add(found.utilisation, sample.interval_s)
         self._own.add(found.own_utilisation, sample.interval_s)
-        self._energy_j = found.energy_j
+        self._energy_j = self._energy(sample)
         if found.utilisation is not None and sample.interval_s >= _PEAK_INTERVAL_S:
             self._peak = max(found.utilisation, self._peak or 0.0)
 
@@ -86,6 +86,13 @@ class UsageMeter:
             device_used=self._used(),
         )
 
+    def _energy(self, sample: Sample) -> float | None:
+        """What the device's own meter counted, or that of the processor package which holds the device."""
+        found = find_device(sample.devices, self._device, self._address)
+        if found is not None and found.energy_j is None and found.kind in {"NPU", "integrated GPU"}:
+            found = find_device(sample.devices, "CPU")
+        return found.energy_j if found else None
+
     def _used(self) -> bool | None:
         """Whether the counter rose. Where the processes are told apart, only the run's own count."""
         share = self._own if self._own.seconds else self._all
@@ -96,25 +103,20 @@ class UsageMeter:
         return False if share.seconds >= _LONG_ENOUGH_S else None
 
 
-def find_device(devices: Iterable[DeviceSample], word: str) -> DeviceSample | None:
-    """The device that a runtime's word or an id means, or None.
+def find_device(
+    devices: Sequence[DeviceSample], word: str, address: str | None = None
+) -> DeviceSample | None:
+    """The device that a runtime's word means, or None where that is not certain.
 
-    Counted are the devices of a kind in the order of their addresses, as the runtimes count them.
+    word      such as "NPU", "GPU.1", "CUDA:0"
+    address   of PCI or the LUID, where the runtime says it; without it, a kind must be there once only
     """
-    kind, _, number = word.upper().replace(":", ".").partition(".")
-    kinds = _KINDS.get(kind)
-    if kinds is None:
-        return next((device for device in devices if device.id.lower() == word.lower()), None)
-    found = [device for device in devices if device.kind in kinds]
-    index = int(number) if number.isdecimal() else 0
-    return found[index] if index < len(found) else None
+    if address is not None:
+        return next((device for device in devices if device.id.lower() == address.lower()), None)
+    kind = word.upper().replace(":", ".").partition(".")[0]
+    found = [device for device in devices if device.kind in _KINDS.get(kind, _GPUS)]
+    return found[0] if len(found) == 1 else None
 
 
 _GPUS = ("integrated GPU", "discrete GPU")
-_KINDS: dict[str, tuple[str, ...]] = {
-    "CPU": ("CPU",),
-    "NPU": ("NPU",),
-    "GPU": _GPUS,
-    "CUDA": _GPUS,
-    "DML": _GPUS,
-}
+_KINDS = {"CPU": ("CPU",), "NPU": ("NPU",)}
