@@ -162,7 +162,7 @@ def test_it_ends_with_its_parent_and_when_it_is_forgotten() -> None:
         env=stand_in.environment(),
     ) as parent:
         assert parent.stdout is not None
-        assert parent.stdout.readline() == b"0\n"
+        assert parent.stdout.readline() == b"1\n"
         sampler = sampler_of(parent.pid)
         parent.kill()
     assert sampler.wait(10) is None or not sampler.is_running()

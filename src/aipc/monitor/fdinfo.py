@@ -16,8 +16,10 @@ from pathlib import Path
 from aipc.monitor.counters import CounterError
 from aipc.monitor.sample import NotReadable
 
-# Reading the open files of every process takes tens of milliseconds on a desktop.
+# To look through the open files of every process takes tens of milliseconds on a desktop, and more on a
+# virtual machine: it may take no more than this share of the time.
 _LOOK_AGAIN_S = 30.0
+_LOOK_SHARE = 0.003
 # The counters of one sample share a reading.
 _SAME_READING_S = 0.01
 
@@ -163,8 +165,9 @@ class DrmClients:
             return
         own = self.own_pids()
         if time_s >= self._look_at_s:
-            self._look_at_s = time_s + _LOOK_AGAIN_S
             self._others = list(_device_files(self._proc, _all_pids(self._proc, own)))
+            took_s = time.perf_counter() - time_s
+            self._look_at_s = time_s + max(_LOOK_AGAIN_S, took_s / _LOOK_SHARE)
         own_clients = dict(_clients_of(_device_files(self._proc, own)))
         self._before = self._now
         self._now = _Reading(time_s, dict(_clients_of(self._others)) | own_clients, frozenset(own_clients))

@@ -13,6 +13,9 @@ from aipc.monitor.sample import NotReadable
 # Finding descendants looks at every process of the machine.
 _LOOK_AGAIN_S = 10.0
 
+# Linux counts guests in user and nice, Windows interrupts and deferred calls in system.
+_IN_OTHERS = {"guest", "guest_nice", "interrupt", "dpc"}
+
 _GONE = (psutil.NoSuchProcess, psutil.AccessDenied)
 
 
@@ -38,13 +41,12 @@ class WatchedProcesses:
     def look_again(self) -> None:
         """Find the descendants of now."""
         self._look_at_s = time.perf_counter() + _LOOK_AGAIN_S
-        known = {process.pid: process for process in self._found}
         try:
             root = psutil.Process(self._pid)
             tree = [root, *root.children(recursive=True)]
         except _GONE:
             tree = []
-        self._found = [known.get(each.pid, each) for each in tree if each.pid != os.getpid()]
+        self._found = [each for each in tree if each.pid != os.getpid()]
 
 
 def probe_cpu(name: str, watched: WatchedProcesses, energy: dict[str, Counter | NotReadable]) -> Probe:
@@ -86,10 +88,10 @@ class _CpuShare:
         self._last: tuple[float, float] | None = None
 
     def __call__(self) -> float:
-        times = psutil.cpu_times()
-        # guest is in user already; waiting for a disk is idle time.
-        total = sum(times) - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)
-        busy = total - times.idle - getattr(times, "iowait", 0.0)
+        times = psutil.cpu_times()._asdict()
+        total = sum(seconds for name, seconds in times.items() if name not in _IN_OTHERS)
+        # Waiting for a disk is idle time.
+        busy = total - times["idle"] - times.get("iowait", 0.0)
         last, self._last = self._last, (busy, total)
         if last is None or total <= last[1]:
             raise CounterError(NotReadable("it takes a second sample"))

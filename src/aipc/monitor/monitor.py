@@ -27,6 +27,9 @@ SHORTEST_INTERVAL_S, LONGEST_INTERVAL_S = 0.02, 3600.0
 
 # The first answer waits for the process to start, which a slow disk may delay.
 _START_S = 10.0
+# Nobody wants to wait at the end of an answer for a counter that hangs.
+_LAST_SAMPLE_S = 2.0
+_CLOSED = "the monitor was closed"
 # On Windows a thread that waits without a limit does not hear Ctrl+C.
 _WAIT_S = 0.2
 
@@ -101,11 +104,11 @@ class Monitor:
 
         raises   RuntimeFailedError if the process has ended or does not answer
         """
-        return self._intake.wait_for(self._ask())
+        return self._intake.wait_for(self._ask(), _START_S)
 
     def follow(self) -> Iterator[Sample]:
         """Each new sample as it comes, until the monitor is closed or fails."""
-        number = -1
+        number = 0
         while (sample := self._intake.next_after(number)) is not None:
             number = sample.number
             yield sample
@@ -117,7 +120,9 @@ class Monitor:
         address   the device's, of PCI or the LUID, where it is known
         """
         meter = UsageMeter(device, address)
-        self._intake.add_meter(self._try_to_ask(), meter)
+        # An answer is worth more than its figures: it comes also without them.
+        with contextlib.suppress(RuntimeFailedError):
+            self._ask(meter)
         try:
             for chunk in chunks:
                 if chunk.stats is None:
@@ -141,33 +146,27 @@ class Monitor:
         self.close()
 
     def _finish(self, meter: UsageMeter) -> Usage:
-        # An answer is worth more than its figures: without a sample of its end, the ones before must do.
+        # Without a sample of the end, the ones before must do.
         with contextlib.suppress(RuntimeFailedError):
-            self.sample()
+            self._intake.wait_for(self._ask(), _LAST_SAMPLE_S)
         return meter.usage()
 
-    def _ask(self) -> int:
-        """The number of a request for a sample."""
+    def _ask(self, meter: UsageMeter | None = None) -> int:
+        """The number of a request for a sample, which is the first one for the meter."""
         if self._end is None:
             raise UsageError(
                 "the monitor has not been started", hint="use it in a with block, or call start()"
             )
-        number = self._intake.new_request()
+        number = self._intake.new_request(meter)
         self._send(number)
         return number
-
-    def _try_to_ask(self) -> int:
-        try:
-            return self._ask()
-        except RuntimeFailedError:
-            return -1
 
     def _send(self, message: object) -> None:
         try:
             self._pipe.write(json.dumps(message).encode() + b"\n")
             self._pipe.flush()
         except (OSError, ValueError) as exc:
-            raise RuntimeFailedError(self.failure or "the monitor was closed") from exc
+            raise RuntimeFailedError(self._intake.wait_for_end()) from exc
 
 
 class _Intake:
@@ -187,36 +186,40 @@ class _Intake:
         with self._changed:
             return list(self._samples)
 
-    def new_request(self) -> int:
-        """A number that no other request has."""
+    def new_request(self, meter: UsageMeter | None) -> int:
+        """A number that no other request has; the meter is given each sample from its answer on."""
         with self._changed:
             self._asked += 1
+            if meter is not None:
+                self._meters[meter] = self._asked
             return self._asked
-
-    def add_meter(self, request: int, meter: UsageMeter) -> None:
-        """Give the meter each sample from the one that answers this request."""
-        with self._changed:
-            self._meters[meter] = request
 
     def remove_meter(self, meter: UsageMeter) -> None:
         """Give it none any more."""
         with self._changed:
             self._meters.pop(meter, None)
 
-    def wait_for(self, request: int) -> Sample:
+    def wait_for(self, request: int, limit_s: float) -> Sample:
         """The sample that answers this request, or a later one.
 
         raises   RuntimeFailedError
         """
-        give_up_s = time.monotonic() + _START_S
+        give_up_s = time.monotonic() + limit_s
         with self._changed:
             while self._answered < request:
                 if self._ended:
-                    raise RuntimeFailedError(self.failure or "the monitor was closed")
+                    raise RuntimeFailedError(self.failure or _CLOSED)
                 if time.monotonic() >= give_up_s:
-                    raise RuntimeFailedError(f"the monitor's process has not answered for {_START_S:.0f} s")
+                    raise RuntimeFailedError(f"the monitor's process has not answered for {limit_s:.0f} s")
                 self._changed.wait(_WAIT_S)
             return self._samples[-1]
+
+    def wait_for_end(self) -> str:
+        """Why a process that takes no more requests has ended."""
+        with self._changed:
+            while not self._ended:
+                self._changed.wait(_WAIT_S)
+            return self.failure or _CLOSED
 
     def next_after(self, number: int) -> Sample | None:
         """The oldest kept sample with a higher number, waited for; None if no more come."""

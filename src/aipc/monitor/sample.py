@@ -69,7 +69,7 @@ class DeviceSample:
 class Sample:
     """Every device at one moment.
 
-    number       counts from 0; a gap tells of samples that were not kept
+    number       counts from 1; a gap tells of samples that were not kept
     time_s       seconds since the epoch
     interval_s   since the sample before
     """

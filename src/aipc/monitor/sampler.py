@@ -41,11 +41,11 @@ def main() -> None:
 
 
 class Sampler:
-    """Reads all devices. The first reading is made at once: without it no rate is known."""
+    """Reads all devices. Sample 0 is taken at once and shown to nobody: without it no rate is known."""
 
     def __init__(self, devices: Devices) -> None:
         self._devices = devices
-        self._number = -1
+        self._number = 0
         self.last_s = 0.0
         self.sample()
 
@@ -53,7 +53,7 @@ class Sampler:
         """Every device now."""
         now_s = time.perf_counter()
         read = tuple(probe.read() for probe in self._devices.probes())
-        sample = Sample(max(self._number, 0), time.time(), now_s - self.last_s, read)
+        sample = Sample(self._number, time.time(), now_s - self.last_s, read)
         self._number, self.last_s = self._number + 1, now_s
         return sample
 
