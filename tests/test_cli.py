@@ -438,7 +438,7 @@ STATS = Stats(7, 1, 1.5, None, None, "NPU", "OpenVINO GenAI", "int4")
         (
             Answer("x", [1], "stop", replace(STATS, mean_utilisation=0.0, device_used=False)),
             "[NPU · OpenVINO GenAI · int4 · 1 token · 0 % busy]\nThe counter of NPU did not rise during this "
-            "answer: something else may have computed it. aipc devices says what is here.",
+            "answer: something else may have computed it. aipc doctor looks closer.",
         ),
     ],
 )

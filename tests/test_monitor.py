@@ -153,6 +153,14 @@ def test_a_sampler_that_is_killed_ends_neither_the_caller_nor_a_run(monitor: Mon
     assert list(monitor.watch(iter([Chunk("c", stats=STATS)]), "CPU")) == [Chunk("c", stats=STATS)]
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows stops no process")
+def test_a_counter_that_hangs_holds_no_answer_back(monitor: Monitor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aipc.monitor.monitor._LAST_SAMPLE_S", 0.1)
+    monitor.sample()
+    sampler_of(os.getpid()).suspend()
+    assert list(monitor.watch(iter([Chunk("c", stats=STATS)]), "CPU")) == [Chunk("c", stats=STATS)]
+
+
 def test_it_ends_with_its_parent_and_when_it_is_forgotten() -> None:
     script = "from aipc.monitor import Monitor\nm = Monitor()\nm.start()\nprint(m.sample().number)\ninput()"
     with subprocess.Popen(

@@ -10,7 +10,7 @@ from aipc.types import Chunk, FinishReason, Stats
 
 _DOUBT = (
     "The counter of {} did not rise during this answer: something else may have computed it. "
-    "aipc devices says what is here."
+    "aipc doctor looks closer."
 )
 
 
