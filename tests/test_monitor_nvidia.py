@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from aipc.hardware import Processor
-from aipc.monitor import COUNTERS, DeviceSample, counters, nvidia
+from aipc.monitor import COUNTERS, DeviceSample, NotReadable, counters, nvidia
 from aipc.monitor.counters import Probe
 
 OWN = 4242
-CARD = Processor("discrete GPU", "NVIDIA", "GeForce", address="0000:01:00.0")
+CARD = Processor("discrete GPU", "NVIDIA", "GeForce", address="0000:01:00.0", directory=Path("/sys"))
 
 
 class NVMLError(Exception):
@@ -34,6 +35,7 @@ class Nvml:
         self.failing: dict[str, str] = {}
         self.energy_mj = 5_000_000
         self.noted: list[Any] = []
+        self.kinds: list[str] = []
         self.running = [SimpleNamespace(pid=OWN, usedGpuMemory=3 * 2**30)]
 
     def __getattribute__(self, name: str) -> Any:
@@ -51,6 +53,16 @@ class Nvml:
     def nvmlDeviceGetHandleByPciBusId(self, address: bytes) -> str:  # noqa: N802
         assert address == b"0000:01:00.0"
         return "a handle"
+
+    def nvmlDeviceGetCount(self) -> int:  # noqa: N802
+        return len(self.kinds)
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:  # noqa: N802
+        return index
+
+    def nvmlDeviceGetPciInfo(self, handle: int) -> Any:  # noqa: N802
+        vendor, _, device = self.kinds[handle].partition(":")
+        return SimpleNamespace(pciDeviceId=int(device, 16) << 16 | int(vendor, 16))
 
     def nvmlDeviceGetUtilizationRates(self, handle: str) -> Any:  # noqa: N802
         return SimpleNamespace(gpu=87, memory=40)
@@ -112,9 +124,28 @@ def test_a_gpu(nvml: Nvml, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_nothing_of_ours_ran(nvml: Nvml) -> None:
+    found = probe().read()
+    assert (found.own_utilisation, found.own_memory_bytes) == (0, 3 * 2**30)
+    # Perhaps the driver knows us by another number.
     nvml.running = []
     found = probe().read()
-    assert (found.own_utilisation, found.own_memory_bytes) == (0, 0)
+    assert (found.own_utilisation, found.own_memory_bytes) == (None, None)
+
+
+def test_on_windows_a_gpu_is_known_by_its_kind(nvml: Nvml) -> None:
+    nvml.kinds = ["10de:2d04", "10de:1234"]
+    luid = "0x00000000_0x0000C9A5"
+
+    def power(pci_id: str) -> object:
+        found = nvidia.counters(
+            Processor("discrete GPU", "NVIDIA", "GeForce", address=luid, pci_id=pci_id), set
+        )
+        return found["power_w"]
+
+    assert isinstance(power("10de:2d04"), counters.Rate)
+    assert power("10de:9999") == NotReadable("NVIDIA's library shows 0 GPUs of its kind")
+    nvml.kinds = ["10de:2d04", "10de:2d04"]
+    assert power("10de:2d04") == NotReadable("NVIDIA's library shows 2 GPUs of its kind")
 
 
 def test_each_counter_fails_alone(nvml: Nvml, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,7 +154,7 @@ def test_each_counter_fails_alone(nvml: Nvml, monkeypatch: pytest.MonkeyPatch) -
         "nvmlDeviceGetUtilizationRates": {"utilisation"},
         "nvmlDeviceGetProcessUtilization": {"own_utilisation"},
         "nvmlDeviceGetMemoryInfo": {"memory_used_bytes", "memory_total_bytes"},
-        "nvmlDeviceGetComputeRunningProcesses": {"own_memory_bytes"},
+        "nvmlDeviceGetComputeRunningProcesses": {"own_memory_bytes", "own_utilisation"},
         "nvmlDeviceGetClockInfo": {"frequency_mhz"},
         "nvmlDeviceGetTotalEnergyConsumption": {"power_w", "energy_j"},
     }

@@ -116,7 +116,7 @@ def open_model(args: Namespace) -> Iterator[Model]:
 def watched(model: Model) -> Iterator[dict[str, Any]]:
     """The keyword for Model.stream by which a monitor sees whether NPU or GPU compute.
 
-    None for a CPU: there is no doubt, and the process that samples would delay the first answer.
+    Empty for a CPU: there is no doubt, and the process that samples would delay the first answer.
     """
     if model.device == "CPU":
         yield {}

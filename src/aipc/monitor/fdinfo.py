@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,10 +115,8 @@ class DrmClients:
         self._read()
         if self._before is None or self._now is None:
             raise CounterError(NotReadable("it takes a second sample"))
-        now = self._clients(address, self._now, own=own)
-        if self._clients(address, self._now, own=False) and not any(
-            client.busy for client in self._clients(address, self._now, own=False)
-        ):
+        visible = self._clients(address, own=False)
+        if visible and not any(client.busy for client in visible):
             raise CounterError(
                 NotReadable(
                     "this kernel's driver does not count how long processes use it",
@@ -125,13 +124,12 @@ class DrmClients:
                 )
             )
         elapsed_ns = (self._now.time_s - self._before.time_s) * 1e9
-        shares: dict[str, float] = {}
-        for client in now:
-            last = self._before.clients.get(client.id)
+        shares: dict[str, float] = defaultdict(float)
+        for client in self._clients(address, own=own):
             # Of a client that is new to us, nobody knows how much lies before the last reading.
-            for engine, busy in client.busy.items() if last else ():
-                share = _share(engine, busy, client, last, elapsed_ns)
-                shares[engine] = shares.get(engine, 0.0) + share
+            last = self._before.clients.get(client.id, client)
+            for engine in client.busy:
+                shares[engine] += _share(engine, client, last, elapsed_ns)
         return min(max(shares.values(), default=0.0), 1.0)
 
     def memory_bytes(self, address: str, *, own: bool, discrete: bool) -> float:
@@ -140,7 +138,7 @@ class DrmClients:
         raises   CounterError
         """
         self._read()
-        clients = self._clients(address, self._now, own=own)
+        clients = self._clients(address, own=own)
         if clients and not any(client.memory for client in clients):
             raise CounterError(NotReadable("this kernel's driver does not count the memory of processes"))
         return sum(
@@ -150,12 +148,12 @@ class DrmClients:
             if not discrete or region.startswith(_OWN_MEMORY)
         )
 
-    def _clients(self, address: str, reading: _Reading | None, *, own: bool) -> list[Client]:
-        clients = reading.clients.values() if reading else ()
+    def _clients(self, address: str, *, own: bool) -> list[Client]:
+        """Those of a device at the last reading."""
+        now = self._now
+        clients = now.clients.values() if now else ()
         return [
-            client
-            for client in clients
-            if client.id[0] == address and reading and (not own or client.id in reading.own)
+            each for each in clients if each.id[0] == address and (not own or (now and each.id in now.own))
         ]
 
     def _read(self) -> None:
@@ -173,15 +171,14 @@ class DrmClients:
         self._now = _Reading(time_s, dict(_clients_of(self._others)) | own_clients, frozenset(own_clients))
 
 
-def _share(engine: str, busy: int, client: Client, last: Client | None, elapsed_ns: float) -> float:
+def _share(engine: str, now: Client, last: Client, elapsed_ns: float) -> float:
     """The share of one engine that one client had."""
-    if last is None or engine not in last.busy:
-        return 0.0
     span = elapsed_ns
-    if engine in client.cycles:
-        span = client.cycles[engine] - last.cycles.get(engine, 0)
-    span *= client.capacity.get(engine, 1)
-    return max(busy - last.busy[engine], 0) / span if span > 0 else 0.0
+    if engine in now.cycles:
+        span = now.cycles[engine] - last.cycles.get(engine, 0)
+    span *= now.capacity.get(engine, 1)
+    rise = now.busy[engine] - last.busy.get(engine, now.busy[engine])
+    return rise / span if rise > 0 and span > 0 else 0.0
 
 
 def _all_pids(proc: Path, but: Collection[int]) -> Iterator[int]:

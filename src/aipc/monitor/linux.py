@@ -74,7 +74,7 @@ def _amd_npu(processor: Processor, directory: Path, clients: DrmClients) -> _Cou
 
 
 def _i915(processor: Processor, directory: Path, clients: DrmClients) -> _Counters:
-    # Which card it is, sysfs tells; from Linux 5.18 on a card has a folder for each of its tiles.
+    # Newer kernels have a folder for each tile of a card.
     cards = sorted(directory.glob("drm/card*")) or [directory / "drm/card0"]
     frequency = NumberFile.first_of((cards[0] / "gt/gt0/rps_act_freq_mhz", cards[0] / "gt_act_freq_mhz"))
     return {

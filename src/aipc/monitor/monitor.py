@@ -18,12 +18,10 @@ from types import TracebackType
 from typing import IO, Any, Self, cast
 
 from aipc.errors import RuntimeFailedError, StorageError, UsageError
-from aipc.monitor.sample import Sample
+from aipc.monitor.sample import LONGEST_S, SHORTEST_S, Sample
 from aipc.monitor.usage import Usage, UsageMeter
 from aipc.runtimes.orphans import Lifeline, start_child
 from aipc.types import Chunk
-
-SHORTEST_INTERVAL_S, LONGEST_INTERVAL_S = 0.02, 3600.0
 
 # The first answer waits for the process to start, which a slow disk may delay.
 _START_S = 10.0
@@ -37,7 +35,7 @@ _WAIT_S = 0.2
 class Monitor:
     """Samples every NPU, GPU and CPU in a process of its own, from the start of a `with` block to its end.
 
-    interval_s   between two samples, 0.02 to 3600
+    interval_s   between two samples, 0.02 to 600
     history      how many of the latest samples are kept
     pid          of the process whose share is told apart, with its descendants; None for this one
     record       a file for every sample, a line of JSON each; one that is there is written anew
@@ -53,11 +51,8 @@ class Monitor:
         pid: int | None = None,
         record: str | Path | None = None,
     ) -> None:
-        if not SHORTEST_INTERVAL_S <= interval_s <= LONGEST_INTERVAL_S:
-            raise UsageError(
-                f"the interval is {interval_s} s; it must be "
-                f"{SHORTEST_INTERVAL_S} to {LONGEST_INTERVAL_S:.0f} s"
-            )
+        if not SHORTEST_S <= interval_s <= LONGEST_S:
+            raise UsageError(f"the interval is {interval_s} s; it must be {SHORTEST_S} to {LONGEST_S:.0f} s")
         if history < 1:
             raise UsageError(f"the history is {history} samples; it must be 1 or more")
         self._options = {"interval_s": interval_s, "pid": os.getpid() if pid is None else pid}

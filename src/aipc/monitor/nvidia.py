@@ -22,7 +22,9 @@ def counters(
         return dict.fromkeys(COUNTERS, NotReadable("NVIDIA's counters need a package", exc.hint))
     try:
         nvml.nvmlInit()
-        gpu = _Gpu(nvml, nvml.nvmlDeviceGetHandleByPciBusId(str(processor.address).encode()), own_pids)
+        gpu = _Gpu(nvml, _handle(nvml, processor), own_pids)
+    except CounterError as exc:
+        return dict.fromkeys(COUNTERS, exc.why)
     except nvml.NVMLError as exc:
         why = NotReadable(f"NVIDIA's library says: {exc}", "install NVIDIA's driver, or start it: nvidia-smi")
         return dict.fromkeys(COUNTERS, why)
@@ -36,6 +38,25 @@ def counters(
         "power_w": Rate(partial(gpu.read, gpu.energy_mj), 1e-3),
         "energy_j": Total(partial(gpu.read, gpu.energy_mj), scale=1e-3),
     }
+
+
+def _handle(nvml: Any, processor: Processor) -> Any:
+    """NVML's handle of a GPU. It knows addresses of PCI, and no LUID.
+
+    raises   CounterError where several are alike, or none is; NVMLError
+    """
+    if processor.directory is not None:
+        return nvml.nvmlDeviceGetHandleByPciBusId(str(processor.address).encode())
+    handles = map(nvml.nvmlDeviceGetHandleByIndex, range(nvml.nvmlDeviceGetCount()))
+    alike = [each for each in handles if _pci_id(nvml.nvmlDeviceGetPciInfo(each)) == processor.pci_id]
+    if len(alike) != 1:
+        raise CounterError(NotReadable(f"NVIDIA's library shows {len(alike)} GPUs of its kind"))
+    return alike[0]
+
+
+def _pci_id(info: Any) -> str:
+    """Vendor and device, from the number that holds both."""
+    return f"{info.pciDeviceId & 0xFFFF:04x}:{info.pciDeviceId >> 16:04x}"
 
 
 class _Gpu:
@@ -63,6 +84,7 @@ class _Gpu:
 
     def own_utilisation(self) -> float:
         """The mean of what was noted of the watched processes since the last call."""
+        self._running()
         try:
             noted = self._nvml.nvmlDeviceGetProcessUtilization(self._handle, self._seen_us)
         except self._nvml.NVMLError_NotFound:
@@ -85,12 +107,19 @@ class _Gpu:
 
     def own_memory_bytes(self) -> float:
         """Of the watched processes, where the driver tells it."""
-        own = self._own_pids()
-        running = self._nvml.nvmlDeviceGetComputeRunningProcesses(self._handle)
-        held = [each.usedGpuMemory for each in running if each.pid in own]
+        held = [each.usedGpuMemory for each in self._running()]
         if None in held:
             raise CounterError(NotReadable("the driver does not tell the memory of processes"))
         return float(sum(held))
+
+    def _running(self) -> list[Any]:
+        """The watched processes that compute here. None is no 0: in a container they have other numbers."""
+        own = self._own_pids()
+        every = self._nvml.nvmlDeviceGetComputeRunningProcesses(self._handle)
+        found = [each for each in every if each.pid in own]
+        if not found:
+            raise CounterError(NotReadable("no watched process computes on it, as far as the driver tells"))
+        return found
 
     def frequency_mhz(self) -> float:
         """Of the processors that compute."""

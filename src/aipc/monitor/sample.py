@@ -12,6 +12,10 @@ from typing import Any, Self
 from aipc.errors import UsageError
 from aipc.types import DeviceKind
 
+# Between two samples. Nearer, the differences of counters that step by 10 ms say nothing; farther apart, an
+# energy counter may have started anew twice.
+SHORTEST_S, LONGEST_S = 0.02, 600.0
+
 # The fields of a DeviceSample that are measured.
 COUNTERS = (
     "utilisation",

@@ -17,10 +17,8 @@ from typing import IO
 
 from aipc.monitor.host import WatchedProcesses
 from aipc.monitor.probes import Devices, devices
-from aipc.monitor.sample import Sample
+from aipc.monitor.sample import SHORTEST_S, Sample
 
-# Nearer than this, the differences of counters that step by 10 ms say nothing.
-SHORTEST_S = 0.02
 _FIRST_S = 0.1
 
 _Requests = queue.SimpleQueue[int | None]

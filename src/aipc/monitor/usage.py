@@ -78,13 +78,10 @@ class UsageMeter:
         """What was found so far."""
         mean = self._all.value
         peak = mean if mean is None else max(mean, self._peak or 0.0)
-        known = self._energy_at_start is not None and self._energy_j is not None
-        return Usage(
-            mean_utilisation=mean,
-            peak_utilisation=peak,
-            energy_j=self._energy_j - self._energy_at_start if known else None,  # type: ignore[operator]
-            device_used=self._used(),
-        )
+        energy_j = None
+        if self._energy_at_start is not None and self._energy_j is not None:
+            energy_j = self._energy_j - self._energy_at_start
+        return Usage(mean, peak, energy_j, self._used())
 
     def _energy(self, sample: Sample) -> float | None:
         """What the device's own meter counted, or that of the processor package which holds the device."""

@@ -11,10 +11,11 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 
 from aipc.hardware import Processor
+from aipc.monitor import nvidia
 from aipc.monitor.counters import Counter, CounterError, Probe, Rate, Total
 from aipc.monitor.host import WatchedProcesses, probe_cpu
 from aipc.monitor.pdh import Query
-from aipc.monitor.sample import NotReadable
+from aipc.monitor.sample import COUNTERS, NotReadable
 from aipc.types import DeviceKind
 
 ENGINES = r"\GPU Engine(*)\Utilization Percentage"
@@ -31,6 +32,7 @@ _INSTANCE = re.compile(
     re.IGNORECASE,
 )
 _J_PER_PWH = 3600e-12
+_NO_DRIVER = NotReadable("it has no driver", "aipc doctor says which one it needs")
 _NO_COUNTER = NotReadable("Windows has no counter for it")
 
 
@@ -42,11 +44,12 @@ class WindowsDevices:
 
     def __init__(self, found: Sequence[Processor], watched: WatchedProcesses, query: Query) -> None:
         self._query = query
+        self._watched = watched
         self._engines = _Engines(self._query, watched)
         *others, cpu = found
         self._probes = {each.address.lower(): self._probe(each) for each in others if each.address}
-        self._without_address = [
-            Probe(each.pci_id or each.name, each.name, each.kind, {}, "it has no driver")
+        self._without_driver = [
+            Probe(each.pci_id or each.name, each.name, each.kind, dict.fromkeys(COUNTERS, _NO_DRIVER))
             for each in others
             if not each.address
         ]
@@ -59,7 +62,7 @@ class WindowsDevices:
             if luid.lower() not in self._probes:
                 self._probes[luid.lower()] = self._probe(Processor("NPU", "", "NPU", address=luid))
         yield from self._probes.values()
-        yield from self._without_address
+        yield from self._without_driver
         yield self._cpu
 
     def _probe(self, processor: Processor) -> Probe:
@@ -77,6 +80,9 @@ class WindowsDevices:
         }
         if total is not None:
             counters["memory_total_bytes"] = lambda: total
+        if processor.vendor == "NVIDIA":
+            by_nvml = nvidia.counters(processor, self._watched.pids)
+            counters |= {name: by_nvml[name] for name in ("frequency_mhz", "power_w", "energy_j")}
         return Probe(luid, processor.name, kind, counters)
 
 
