@@ -54,8 +54,12 @@ class Machine:
         return self.now_s
 
     def add(self, path: str, text: str, *numbers: tuple[int, float]) -> None:
-        self.rising[self.root / path] = (text, list(numbers))
-        self.write(self.root / path)
+        if numbers:
+            self.rising[self.root / path] = (text, list(numbers))
+            self.write(self.root / path)
+        else:
+            self.rising.pop(self.root / path, None)
+            machines.write(self.root / path, text)
 
     def write(self, path: Path) -> None:
         text, numbers = self.rising[path]
