@@ -16,9 +16,10 @@ import psutil
 import pytest
 
 import machines
-from aipc.monitor import COUNTERS, DeviceSample, counters, fdinfo, host
+from aipc.monitor import COUNTERS, DeviceSample, Sample, counters, fdinfo, host
 from aipc.monitor.host import WatchedProcesses
 from aipc.monitor.probes import LinuxDevices
+from aipc.monitor.usage import UsageMeter
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="sysfs has colons in its names")
 
@@ -274,6 +275,28 @@ def test_a_card_of_intel_and_one_without_its_library(build: Build) -> None:
     assert (arc.own_memory_bytes, arc.memory_total_bytes) == (20 * 2**20, 12 * 2**30)
     assert (arc.power_w, arc.energy_j) == (pytest.approx(120.0), pytest.approx(240.0))
     assert {geforce.not_readable[name].remedy for name in COUNTERS} == {'pip install "aipc[nvidia]"'}
+
+
+@pytest.mark.parametrize(("busy", "used", "mean"), [(True, True, 0.8), (False, False, 0.0)])
+def test_a_run_on_the_npu(build: Build, busy: bool, used: bool, mean: float) -> None:
+    machine = build(meteor_lake)
+    if not busy:
+        machine.add(pci(machines.NPU, "npu_busy_time_us"), "5000000\n")
+    devices, meter = machine.devices(), UsageMeter("NPU", machines.NPU)
+    read(devices)
+
+    def sample(seconds: float) -> Sample:
+        machine.run(seconds)
+        return Sample(0, 0.0, seconds, tuple(read(devices).values()))
+
+    meter.start(sample(1.0))
+    for seconds in (1.0, 1.0, 0.5):
+        meter.add(sample(seconds))
+    usage = meter.usage()
+    assert usage.device_used is used
+    assert usage.mean_utilisation == pytest.approx(mean)
+    # Its energy is in that of the package: 30 W.
+    assert usage.energy_j == pytest.approx(75.0)
 
 
 def test_an_older_kernel_has_fewer_counters(build: Build) -> None:

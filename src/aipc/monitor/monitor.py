@@ -227,20 +227,22 @@ class _Intake:
 
     def read(self, process: subprocess.Popen[bytes], recording: IO[bytes] | None, log: IO[bytes]) -> None:
         """Take every line until the process ends."""
-        for line in cast("IO[bytes]", process.stdout):
-            # A process that is killed may leave half a line.
-            if line.endswith(b"\n"):
-                asked, _, sample = line.partition(b" ")
-                recording = self._recorded(recording, sample)
-                self._take(int(asked), Sample.parse(sample))
-        if recording is not None:
-            recording.close()
-        code = process.wait()
-        with self._changed:
-            self._ended = True
+        try:
+            for line in cast("IO[bytes]", process.stdout):
+                # A process that is killed may leave half a line.
+                if line.endswith(b"\n"):
+                    asked, _, sample = line.partition(b" ")
+                    recording = self._recorded(recording, sample)
+                    self._take(int(asked), Sample.parse(sample))
+            code = process.wait()
             if not self.closed:
                 self.failure = f"the monitor's process ended with the code {code}: {_last_words(log)}"
-            self._changed.notify_all()
+        finally:
+            if recording is not None:
+                recording.close()
+            with self._changed:
+                self._ended = True
+                self._changed.notify_all()
 
     def _recorded(self, recording: IO[bytes] | None, line: bytes) -> IO[bytes] | None:
         """Write a line; the recording to go on with, which is None after a disk was full."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -119,10 +120,12 @@ def read_recording(path: str | Path) -> Iterator[Sample]:
 
 def _device(fields: dict[str, Any]) -> DeviceSample:
     reasons = {name: _shared(**why) for name, why in fields.pop("not_readable").items()}
-    return DeviceSample(not_readable=reasons, **fields)
+    # Thousands of samples share the words that are in each.
+    words = {key: sys.intern(value) for key, value in fields.items() if isinstance(value, str)}
+    return DeviceSample(**{**fields, **words}, not_readable=reasons)
 
 
 @lru_cache(maxsize=256)
 def _shared(reason: str, remedy: str) -> NotReadable:
-    """The same reason in thousands of samples is one object."""
+    """One object for a reason, in however many samples it is."""
     return NotReadable(reason, remedy)
