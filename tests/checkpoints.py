@@ -50,7 +50,17 @@ TIED = TINY | {"tie_word_embeddings": True}
 WINDOW = TINY | {"sliding_window": 8}
 PARTIAL = TINY | {"partial_rotary_factor": 0.5}
 
-PRESETS = {"tiny": TINY, "gqa": GQA, "tied": TIED, "window": WINDOW, "partial": PARTIAL}
+LONGROPE = TINY | {
+    "original_max_position_embeddings": 64,
+    "rope_scaling": {
+        "type": "longrope",
+        "short_factor": [1.0, 1.02, 1.05, 1.1, 1.16, 1.3, 1.8, 2.6],
+        "long_factor": [1.08, 1.34, 1.6, 3.2, 9.1, 28.6, 57.9, 64.8],
+    },
+}
+"""Two sets of factors, which change after 64 tokens."""
+
+PRESETS = {"tiny": TINY, "gqa": GQA, "tied": TIED, "window": WINDOW, "partial": PARTIAL, "longrope": LONGROPE}
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"

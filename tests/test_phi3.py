@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from aipc.errors import AipcError, CheckpointError, UnsupportedModelError
+from aipc.longrope import border_in
 from aipc.phi3 import Phi3Config, Role, read_json_object, token_ids
 from checkpoints import PARTIAL, TIED, TINY
 
@@ -150,18 +151,94 @@ def test_both_spellings_of_rope(raw: dict[str, Any], theta: float, rotary_size: 
     assert (config.rope_theta, config.rotary_size) == (theta, rotary_size)
 
 
-@pytest.mark.parametrize("rope", [LONGROPE, {"rope_type": "longrope"}, {"type": "su"}, {"type": "yarn"}])
+@pytest.mark.parametrize("kind", ["longrope", "su", "yarn"])
+@pytest.mark.parametrize("word", ["type", "rope_type"])
 @pytest.mark.parametrize("key", ["rope_scaling", "rope_parameters"])
-def test_longrope_is_refused_by_name(key: str, rope: dict[str, Any]) -> None:
-    with pytest.raises(UnsupportedModelError, match="LongRoPE") as caught:
-        Phi3Config.parse(MINI_4K | {key: rope})
-    assert "phi-3-mini" in caught.value.hint
+def test_longrope_by_each_of_its_names(key: str, word: str, kind: str) -> None:
+    raw = {name: value for name, value in MINI_35.items() if name != "rope_scaling"}
+    rope = {name: value for name, value in LONGROPE.items() if name != "type"}
+    assert Phi3Config.parse(raw | {key: rope | {word: kind}}) == Phi3Config.parse(MINI_35)
 
 
-@pytest.mark.parametrize("raw", [MINI_35, PHI_4_MINI], ids=["phi-3.5-mini", "phi-4-mini"])
-def test_the_longrope_models_are_refused(raw: dict[str, Any]) -> None:
-    with pytest.raises(UnsupportedModelError, match="LongRoPE"):
-        Phi3Config.parse(raw)
+@pytest.mark.parametrize(
+    ("raw", "pairs"), [(MINI_35, 48), (PHI_4_MINI, 48)], ids=["phi-3.5-mini", "phi-4-mini"]
+)
+def test_the_longrope_models(raw: dict[str, Any], pairs: int) -> None:
+    config = Phi3Config.parse(raw)
+    assert config.rope_border == 4096
+    assert config.sliding_window is None
+    short, long = config.inverse_frequencies(), config.inverse_frequencies(long=True)
+    assert len(short) == len(long) == pairs
+    np.testing.assert_allclose(short / long, 1.08, rtol=1e-6)
+    # sqrt(1 + ln 32 / ln 4096), as Microsoft's code has it.
+    assert config.rope_scale() == config.rope_scale(long=True) == pytest.approx(1.190238, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "inner", "border"),
+    [
+        ({"original_max_position_embeddings": 64}, {}, 64),
+        ({"original_max_position_embeddings": None}, {"original_max_position_embeddings": 64}, 64),
+        ({"original_max_position_embeddings": 128}, {"original_max_position_embeddings": 64}, 128),
+        ({"original_max_position_embeddings": None}, {}, 4096),
+        ({"original_max_position_embeddings": 4096, "max_position_embeddings": 4096}, {}, None),
+    ],
+)
+def test_where_the_factors_change(change: dict[str, Any], inner: dict[str, Any], border: int | None) -> None:
+    raw = MINI_35 | change | {"rope_scaling": LONGROPE | inner}
+    assert Phi3Config.parse(raw).rope_border == border
+    assert border_in(raw) == border
+
+
+@pytest.mark.parametrize(
+    ("inner", "scales"),
+    [
+        ({"short_mscale": 1.1, "long_mscale": 1.3}, (1.1, 1.3)),
+        ({"long_mscale": 1.3, "attention_factor": 1.5}, (1.5, 1.3)),
+        ({"attention_factor": None, "factor": None}, (1.190238, 1.190238)),
+        ({"factor": 1.0}, (1.0, 1.0)),
+        ({"factor": 64.0}, (1.224745, 1.224745)),
+    ],
+)
+def test_a_scale_that_the_config_names(inner: dict[str, Any], scales: tuple[float, float]) -> None:
+    config = Phi3Config.parse(MINI_35 | {"rope_scaling": LONGROPE | inner})
+    assert (config.rope_scale(), config.rope_scale(long=True)) == pytest.approx(scales, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("inner", "words"),
+    [
+        ({"short_factor": None}, "short_factor.*list of 48"),
+        ({"long_factor": [1.0] * 47}, "long_factor.*list of 48"),
+        ({"long_factor": [1.0] * 47 + [0.0]}, "long_factor: 0.0"),
+        ({"long_factor": [1.0] * 47 + ["2"]}, "long_factor"),
+        ({"long_factor": {"0": 1.0}}, "long_factor"),
+        ({"long_mscale": -1.0}, "long_mscale"),
+        ({"attention_factor": "big"}, "attention_factor"),
+        ({"original_max_position_embeddings": 0}, "original_max_position_embeddings"),
+    ],
+    ids=str,
+)
+def test_factors_that_are_none(inner: dict[str, Any], words: str) -> None:
+    with pytest.raises(CheckpointError, match=words) as caught:
+        Phi3Config.parse(MINI_35 | {"rope_scaling": LONGROPE | inner})
+    assert len(caught.value.message) < 400
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("Phi3VForCausalLM", "Phi-3-vision reads images"),
+        ("Phi4MMForCausalLM", "Phi-4-multimodal reads images and speech"),
+        ("Phi3SmallForCausalLM", "blocksparse"),
+        ("PhiMoEForCausalLM", "experts"),
+    ],
+)
+def test_a_relative_is_refused_by_its_own_name(name: str, words: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=words) as caught:
+        Phi3Config.parse(TINY | {"architectures": [name]})
+    assert name in caught.value.message
+    assert "Phi-4-mini" in caught.value.hint
 
 
 @pytest.mark.parametrize(
@@ -264,7 +341,7 @@ def test_an_impossible_value_is_named(change: dict[str, Any], words: str) -> Non
         ({"attention_bias": True}, "attention bias"),
         ({"head_dim": 32}, "heads of 32 channels"),
         ({"rope_scaling": {"type": "linear", "factor": 2}}, "linear"),
-        ({"rope_scaling": {"type": ["longrope"]}}, "longrope"),
+        ({"rope_scaling": {"type": ["longrope"]}}, "RoPE type"),
         ({"rope_scaling": {"rope_type": DEEP}}, "RoPE type"),
     ],
     ids=str,

@@ -30,6 +30,7 @@ from transformers import (
 )
 
 from checkpoints import SINGLE_FILE, write_checkpoint, write_safetensors
+from family import FAMILY, FAMILY_ARRAYS, SEED, lengths_of, text_ids
 from golden import ARRAYS, CASES, DESCRIPTION, DTYPE, FOLDER, SAMPLING, Golden, fingerprint, make_weights
 
 PROMPT_TOKENS = 24
@@ -85,12 +86,16 @@ def answer(config: Mapping[str, Any], seed: int) -> Golden:
     )
 
 
-def load_model(config: Mapping[str, Any], weights: Mapping[str, np.ndarray]) -> PreTrainedModel:
-    """The model as transformers reads it from a checkpoint, in float32 with its plain attention."""
+def load_model(
+    config: Mapping[str, Any], weights: Mapping[str, np.ndarray], attention: str = "eager"
+) -> PreTrainedModel:
+    """The model as transformers reads it from a checkpoint, in float32."""
     with tempfile.TemporaryDirectory() as folder:
         write_checkpoint(Path(folder), config, dtype=DTYPE)
         write_safetensors(Path(folder) / SINGLE_FILE, weights, DTYPE)
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation=attention
+        )
     model.generation_config.pad_token_id = 0
     return model.eval()
 
@@ -106,6 +111,20 @@ def sampling_probabilities(prompt: torch.Tensor, logits: torch.Tensor) -> torch.
         ]
     )
     return steps(prompt[None], logits[None].clone())[0].softmax(-1)
+
+
+@torch.no_grad()
+def family_arrays(member: str) -> dict[str, Any]:
+    """The scores after each length of a text, each computed as one prompt, as family.py names them."""
+    config = FAMILY[member]
+    weights = make_weights(config, SEED)
+    model = load_model(config, weights, attention="sdpa")
+    ids = torch.tensor([text_ids(config, max(lengths_of(config)))])
+    logits = {
+        f"{member}.{length}": model(ids[:, :length], logits_to_keep=1).logits[0, -1].numpy()
+        for length in lengths_of(config)
+    }
+    return logits | {f"{member}.weights": np.array(fingerprint(weights))}
 
 
 def describe(golden: Golden) -> dict[str, Any]:
@@ -124,6 +143,9 @@ def describe(golden: Golden) -> dict[str, Any]:
 def main() -> None:
     torch.set_num_threads(1)
     transformers.logging.disable_progress_bar()
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    family = {key: array for member in FAMILY for key, array in family_arrays(member).items()}
+    np.savez_compressed(FAMILY_ARRAYS, **family)
     cases = {name: make_case(config) for name, config in CASES.items()}
     description = {
         "made_by": "tools/make_golden.py",
@@ -138,7 +160,6 @@ def main() -> None:
     }
     arrays = {f"{name}.logits": golden.logits for name, golden in cases.items()}
     arrays |= {f"{name}.probabilities": golden.probabilities for name, golden in cases.items()}
-    FOLDER.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(ARRAYS, **arrays)
     # One line a case: a change of one is a change of one line.
     lines = json.dumps(description, separators=(", ", ": ")).replace('}, "', '},\n"')

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aipc.errors import CheckpointError, UnsupportedModelError, shown
+from aipc.longrope import ROPE_TYPES, USUAL_BORDER, FactorSet, LongRope
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,6 +28,7 @@ _LIMITS = {
     "head_dim": 65_536,
     "vocab_size": 2_000_000,
     "max_position_embeddings": 16_777_216,
+    "original_max_position_embeddings": 16_777_216,
 }
 _MAX_CONFIG_BYTES = 4 * 2**20
 
@@ -68,6 +70,7 @@ class Phi3Config:
 
     head_size        hidden_size / attention_heads
     rotary_size      how many of a head's channels are rotated
+    longrope         what stretches the rotation, or None
     sliding_window   a token sees itself and the window - 1 before it; None for all
     eos_ids          the end-of-text ids the config names, possibly none
     """
@@ -85,6 +88,14 @@ class Phi3Config:
     sliding_window: int | None
     tied_embeddings: bool
     eos_ids: tuple[int, ...]
+    longrope: LongRope | None = None
+
+    @property
+    def rope_border(self) -> int | None:
+        """After how many tokens LongRoPE's factors change; None if they never do."""
+        if self.longrope is None or self.longrope.border >= self.context_length:
+            return None
+        return self.longrope.border
 
     @property
     def head_size(self) -> int:
@@ -123,16 +134,29 @@ class Phi3Config:
         for name, shape, role in shapes:
             yield WeightSpec(f"model.layers.{layer}.{name}.weight", shape, role, layer)
 
-    def inverse_frequencies(self) -> np.ndarray:
+    def inverse_frequencies(self, *, long: bool = False) -> np.ndarray:
         """Angle per position of each rotated pair of channels, [rotary_size / 2] float32.
 
         Computed in float32 as transformers does: a float16 copy is 0.84 rad off at position 4000.
+
+        long   with LongRoPE's factors for long texts
         """
         import numpy as np
 
         exponents = np.arange(0, self.rotary_size, 2, dtype=np.float32) / np.float32(self.rotary_size)
-        frequencies: np.ndarray = np.float32(1.0) / np.power(np.float32(self.rope_theta), exponents)
+        wavelengths = np.power(np.float32(self.rope_theta), exponents)
+        if self.longrope is not None:
+            wavelengths *= np.array(self._factors(self.longrope, long=long).divisors, np.float32)
+        frequencies: np.ndarray = np.float32(1.0) / wavelengths
         return frequencies
+
+    def rope_scale(self, *, long: bool = False) -> float:
+        """What cosines and sines are multiplied by; 1.0 without LongRoPE."""
+        return 1.0 if self.longrope is None else self._factors(self.longrope, long=long).scale
+
+    @staticmethod
+    def _factors(rope: LongRope, *, long: bool) -> FactorSet:
+        return rope.long if long else rope.short
 
     @classmethod
     def read(cls, folder: Path) -> Phi3Config:
@@ -153,7 +177,7 @@ class Phi3Config:
         _check_architecture(raw)
         hidden_size = fields.size("hidden_size")
         heads, kv_heads, head_size = fields.heads(hidden_size)
-        theta, rotary_size = fields.rope(head_size)
+        theta, rotary_size, longrope = fields.rope(head_size)
         return cls(
             hidden_size=hidden_size,
             intermediate_size=fields.size("intermediate_size"),
@@ -168,6 +192,7 @@ class Phi3Config:
             sliding_window=fields.window(),
             tied_embeddings=fields.flag("tie_word_embeddings", default=False),
             eos_ids=token_ids(raw.get("eos_token_id"), f"{source}: eos_token_id"),
+            longrope=longrope,
         )
 
 
@@ -213,27 +238,30 @@ def token_ids(value: object, source: str) -> tuple[int, ...]:
     return tuple(values)
 
 
+# What bears the family's name and is built otherwise.
+_RELATIVES = {
+    "Phi3VForCausalLM": "Phi-3-vision reads images",
+    "Phi4MMForCausalLM": "Phi-4-multimodal reads images and speech",
+    "Phi4MultimodalForCausalLM": "Phi-4-multimodal reads images and speech",
+    "Phi3SmallForCausalLM": "Phi-3-small has blocksparse attention",
+    "PhiMoEForCausalLM": "Phi-3.5-MoE has experts",
+    "PhimoeForCausalLM": "Phi-3.5-MoE has experts",
+    "PhiForCausalLM": "Phi-1 and Phi-2 are older",
+}
+_FAMILY = "Phi-3-mini, Phi-3-medium, Phi-3.5-mini, Phi-4, Phi-4-mini and models fine-tuned from them"
+
+
 def _check_architecture(raw: Mapping[str, Any]) -> None:
     names = raw.get("architectures")
     name = names[0] if isinstance(names, list) and names else raw.get("model_type")
     if name == ARCHITECTURE or (not names and name == "phi3"):
         return
+    relative = _RELATIVES.get(name) if isinstance(name, str) else None
     raise UnsupportedModelError(
-        f"this checkpoint is a {shown(name)}; aipc converts {ARCHITECTURE}",
-        hint="possible are Phi-3-mini-4k, Phi-3-medium-4k and Phi-4, and models fine-tuned from them",
+        f"this checkpoint is a {shown(name)}; aipc converts {ARCHITECTURE}"
+        + (f": {relative}, which aipc does not do" if relative else ""),
+        hint=f"possible are {_FAMILY}",
     )
-
-
-def _check_rope(rope: Mapping[str, Any]) -> None:
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind == "default":
-        return
-    if kind in ("longrope", "su", "yarn"):
-        raise UnsupportedModelError(
-            "this model stretches its context with LongRoPE, which this version of aipc does not convert yet",
-            hint="take the 4k model of the family, for example phi-3-mini",
-        )
-    raise UnsupportedModelError(f"the RoPE type {shown(kind)} does not exist in the Phi-3 family")
 
 
 class _Fields:
@@ -247,15 +275,19 @@ class _Fields:
     def wrong(self, name: str, why: str) -> CheckpointError:
         return CheckpointError(f"{self.source}: {name}: {why}", hint="download the model again")
 
-    def size(self, name: str, default: int | None = None) -> int:
-        value = self.raw.get(name)
+    def size(self, name: str, default: int | None = None, within: Mapping[str, Any] | None = None) -> int:
+        value = (self.raw if within is None else within).get(name)
         value = default if value is None else value
         if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _LIMITS[name]:
             raise self.wrong(name, f"{shown(value)} is not a whole number from 1 to {_LIMITS[name]}")
         return value
 
-    def number(self, name: str, default: float, within: Mapping[str, Any] | None = None) -> float:
+    def number(
+        self, name: str, default: float, within: Mapping[str, Any] | None = None, *, optional: bool = False
+    ) -> float:
+        """A positive number. With `optional`, null means that the default counts."""
         value = (self.raw if within is None else within).get(name, default)
+        value = default if value is None and optional else value
         good = isinstance(value, int | float) and not isinstance(value, bool)
         if not good or not 0.0 < value < 1e12:
             raise self.wrong(name, f"{shown(value)} is not a positive number")
@@ -300,10 +332,9 @@ class _Fields:
             )
         return heads, kv_heads, head_size
 
-    def rope(self, head_size: int) -> tuple[float, int]:
-        """The base of the rotation, and how many channels of a head it turns."""
+    def rope(self, head_size: int) -> tuple[float, int, LongRope | None]:
+        """The base of the rotation, how many channels of a head it turns, and what stretches it."""
         rope = self.mapping("rope_scaling") or self.mapping("rope_parameters") or {}
-        _check_rope(rope)
         # Where both name a value, the one inside counts, as in transformers.
         theta = self.number("rope_theta", default=self.number("rope_theta", default=1e4), within=rope)
         factor = self.number(
@@ -316,7 +347,40 @@ class _Fields:
             raise self.wrong(
                 "partial_rotary_factor", f"{factor} of a head of {head_size} is not an even size"
             )
-        return theta, rotary_size
+        kind = rope.get("rope_type", rope.get("type", "default"))
+        if kind == "default":
+            return theta, rotary_size, None
+        if kind not in ROPE_TYPES:
+            raise UnsupportedModelError(f"the RoPE type {shown(kind)} does not exist in the Phi-3 family")
+        return theta, rotary_size, self.longrope(rope, rotary_size // 2)
+
+    def longrope(self, rope: Mapping[str, Any], pairs: int) -> LongRope:
+        """The factors of LongRoPE.
+
+        pairs   of rotated channels in a head: each has a factor of its own
+        source  transformers, with the scales of older configs ("short_mscale", "long_mscale") besides
+        """
+        place = "original_max_position_embeddings"
+        inner = self.size(place, default=USUAL_BORDER, within=rope)
+        border = self.size(place, default=inner)
+        stretch = self.size("max_position_embeddings") / border
+        stretch = self.number("factor", default=stretch, within=rope, optional=True)
+        usual = math.sqrt(1 + math.log(stretch) / math.log(border)) if stretch > 1 and border > 1 else 1.0
+        scale = self.number("attention_factor", default=usual, within=rope, optional=True)
+        short, long = (
+            FactorSet(
+                self.factors(f"{word}_factor", rope, pairs),
+                self.number(f"{word}_mscale", default=scale, within=rope, optional=True),
+            )
+            for word in ("short", "long")
+        )
+        return LongRope(border, short, long)
+
+    def factors(self, name: str, rope: Mapping[str, Any], pairs: int) -> tuple[float, ...]:
+        values = rope.get(name)
+        if not isinstance(values, list) or len(values) != pairs:
+            raise self.wrong(name, f"{shown(values)} is not a list of {pairs} numbers")
+        return tuple(self.number(name, default=0.0, within={name: value}) for value in values)
 
     def _refuse_what_the_graph_lacks(self) -> None:
         activation = self.raw.get("hidden_act", "silu")

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from aipc.errors import PromptTooLongError, RuntimeFailedError, UsageError
+from aipc.longrope import takes_long_factors
 from aipc.phi3 import Phi3Config
 from aipc.runtimes.sampling import choose, softmax
 from aipc.types import Sampling
@@ -20,9 +21,11 @@ class KVCache:
     """The rotated keys and the values of all tokens so far, one array of each per layer.
 
     keys, values   per layer [kv_heads, tokens, head_size] float32
+    long           whether the keys are rotated with LongRoPE's factors for long texts
     """
 
-    def __init__(self, config: Phi3Config) -> None:
+    def __init__(self, config: Phi3Config, *, long: bool = False) -> None:
+        self.long = long
         empty = np.zeros((config.kv_heads, 0, config.head_size), np.float32)
         self.keys = [empty] * config.layers
         self.values = [empty] * config.layers
@@ -53,7 +56,6 @@ class ReferenceSession:
         self.config = config
         self.context_length = config.context_length
         self._weights = {s.name: np.asarray(weights[s.name], np.float32) for s in config.weights()}
-        self._inverse_frequencies = config.inverse_frequencies()
         self._closed = False
 
     def logits(self, ids: Sequence[int]) -> np.ndarray:
@@ -62,7 +64,8 @@ class ReferenceSession:
         raises   UsageError, PromptTooLongError
         """
         self._check(ids, room=0)
-        return self._head(self._forward(ids, KVCache(self.config)))
+        long = takes_long_factors(self.config.rope_border, len(ids), 1)
+        return self._head(self._forward(ids, KVCache(self.config, long=long)))
 
     def generate(self, prompt: Sequence[int], sampling: Sampling) -> Iterator[int]:
         """Yield the ids that follow `prompt`; see `Session.generate`.
@@ -71,8 +74,10 @@ class ReferenceSession:
         """
         self._check(prompt, room=1)
         random = np.random.default_rng(sampling.seed)
-        cache, tokens, new = KVCache(self.config), list(prompt), list(prompt)
-        for _ in range(min(sampling.max_new_tokens, self.context_length - len(prompt))):
+        most = min(sampling.max_new_tokens, self.context_length - len(prompt))
+        long = takes_long_factors(self.config.rope_border, len(prompt), most)
+        cache, tokens, new = KVCache(self.config, long=long), list(prompt), list(prompt)
+        for _ in range(most):
             self._check_open()
             hidden = self._forward(new, cache)
             new = [choose(self._head(hidden[-1]), tokens, sampling, random)]
@@ -122,10 +127,11 @@ class ReferenceSession:
         by_head = qkv.reshape(len(x), heads + 2 * kv_heads, size).swapaxes(0, 1)
         queries, keys, values = np.split(by_head, [heads, heads + kv_heads])
 
-        angles = positions[:, None].astype(np.float32) * self._inverse_frequencies
-        keys, values = cache.append(layer, rotate(keys, angles), values)
+        angles = positions[:, None].astype(np.float32) * config.inverse_frequencies(long=cache.long)
+        scale = config.rope_scale(long=cache.long)
+        keys, values = cache.append(layer, rotate(keys, angles, scale), values)
         # Neighbouring query heads share a key/value head: [kv_heads, queries each, tokens, size].
-        queries = rotate(queries, angles).reshape(kv_heads, heads // kv_heads, len(x), size)
+        queries = rotate(queries, angles, scale).reshape(kv_heads, heads // kv_heads, len(x), size)
 
         scores = queries @ keys[:, None].swapaxes(-1, -2) / np.float32(np.sqrt(size))
         scores[..., ~visible(positions, keys.shape[1], config.sliding_window)] = -np.inf
@@ -155,16 +161,17 @@ class ReferenceSession:
         return scores
 
 
-def rotate(x: np.ndarray, angles: np.ndarray) -> np.ndarray:
+def rotate(x: np.ndarray, angles: np.ndarray, scale: float = 1.0) -> np.ndarray:
     """Rotary position embedding: turn the channels i and i + n, taken as a point in the plane, by angle i.
 
     x         [heads, tokens, head_size]
     angles    [tokens, n]; channels from 2 n on stay as they are
+    scale     of the turned channels: LongRoPE makes them longer
     returns   the shape of x
     """
     n = angles.shape[-1]
     first, second, rest = np.split(x, [n, 2 * n], axis=-1)
-    cos, sin = np.cos(angles), np.sin(angles)
+    cos, sin = np.cos(angles) * np.float32(scale), np.sin(angles) * np.float32(scale)
     return np.concatenate([first * cos - second * sin, second * cos + first * sin, rest], axis=-1)
 
 
