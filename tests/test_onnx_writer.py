@@ -22,8 +22,8 @@ from aipc.conversion import openvino_ir
 from aipc.conversion.checkpoint import Checkpoint
 from aipc.conversion.convert import convert_checkpoint, write_weights
 from aipc.conversion.genai_config import CONFIG_FILE, write_genai_config
-from aipc.conversion.onnx_genai import DATA_FILE, MODEL_FILE, OnnxWriter
-from aipc.conversion.onnx_graph import OPSET
+from aipc.conversion.onnx_genai import DATA_FILE, FACTORS_MODEL_FILE, MODEL_FILE, OnnxWriter
+from aipc.conversion.onnx_graph import LONG_FACTORS, OPSET
 from aipc.conversion.onnx_weights import TARGETS, stored_nbytes
 from aipc.conversion.quantize import dequantize, quantize, unpack_nibbles
 from aipc.conversion.recipe import Recipe, make_recipe
@@ -32,7 +32,7 @@ from aipc.manifest import Manifest
 from aipc.phi3 import Phi3Config, Role
 from aipc.runtimes.reference import ReferenceSession
 from aipc.types import Progress, Sampling
-from checkpoints import GQA, PARTIAL, TIED, TINY, WINDOW, write_checkpoint
+from checkpoints import GQA, LONGROPE, PARTIAL, TIED, TINY, WINDOW, write_checkpoint
 from golden import CASES, load_golden
 from tokenizers_for_tests import write_gpt_style, write_llama_style
 
@@ -56,6 +56,7 @@ SHAPES = {
     "partial": PARTIAL,
     "partial_gqa": GQA | {"partial_rotary_factor": 0.75},
     "heads_of_24": TINY | {"hidden_size": 96},
+    "longrope": LONGROPE,
 }
 TWO_RECIPES = {name: RECIPES[name] for name in ("fp16", "int4_sym_g32")}
 PROMPT = [int(token) for token in np.random.default_rng(7).integers(3, 300, 24)]
@@ -103,9 +104,13 @@ class Written:
                 attribute.i = 1
         (self.folder / MODEL_FILE).write_bytes(model.SerializeToString())
 
-    def logits(self, *pieces: Sequence[int]) -> np.ndarray:
-        """Logits of every token, fed in pieces through the cache."""
-        session = ort.InferenceSession(self.folder / MODEL_FILE, providers=["CPUExecutionProvider"])
+    def logits(self, *pieces: Sequence[int], long: bool | None = None) -> np.ndarray:
+        """Logits of every token, fed in pieces through the cache.
+
+        long   which of LongRoPE's factors to take; None leaves it to the graph
+        """
+        name = MODEL_FILE if long is None else FACTORS_MODEL_FILE
+        session = ort.InferenceSession(self.folder / name, providers=["CPUExecutionProvider"])
         outputs = [output.name for output in session.get_outputs()]
         config, tokens, logits = self.config, 0, []
         empty = np.zeros((1, config.kv_heads, 0, config.head_size), self.target.float_type)
@@ -117,6 +122,8 @@ class Written:
             feed = {"input_ids": np.array([piece]), "attention_mask": np.ones((1, tokens), np.int64)} | cache
             if self.target.needs_positions(config):
                 feed["position_ids"] = positions
+            if long is not None:
+                feed[LONG_FACTORS] = np.array([[int(long)]])
             got = dict(zip(outputs, session.run(None, feed), strict=True))
             logits.append(got.pop("logits")[0])
             cache = {name.replace("present", "past_key_values"): value for name, value in got.items()}
@@ -160,6 +167,87 @@ def test_every_scheme_in_float16(tmp_path: Path, words: dict[str, Any], target: 
 def test_every_shape_in_float16(tmp_path: Path, shape: dict[str, Any], target: str) -> None:
     written = Written(tmp_path, shape, RECIPES["int4_sym_g32"], target)
     assert_same_logits(written.logits(*PIECES), written.reference().logits(PROMPT), FLOAT16)
+
+
+# LongRoPE's two sets of factors
+
+LONG_TEXT = [int(token) for token in np.random.default_rng(8).integers(3, 300, 100)]
+# Scales, partial rotation, grouped queries and the tied matrix at once.
+LONG_SHAPES = {
+    "longrope": LONGROPE,
+    "like_phi_4_mini": LONGROPE
+    | {
+        "num_key_value_heads": 2,
+        "partial_rotary_factor": 0.5,
+        "rope_scaling": {
+            "type": "longrope",
+            "short_factor": [1.0, 1.1, 1.3, 2.6],
+            "long_factor": [1.08, 3.2, 28.6, 64.8],
+            "short_mscale": 1.1,
+            "long_mscale": 1.3,
+        },
+        "tie_word_embeddings": True,
+    },
+}
+
+
+@pytest.mark.parametrize("shape", LONG_SHAPES.values(), ids=LONG_SHAPES)
+def test_the_graph_takes_the_long_factors_for_what_is_longer_than_the_border(
+    tmp_path: Path, shape: dict[str, Any]
+) -> None:
+    written = Written(tmp_path, shape, RECIPES["fp16"])
+    reference = written.reference()
+    for tokens in (63, 64, 65, 100):
+        text = LONG_TEXT[:tokens]
+        assert_same_logits(written.logits(text), reference.logits(text), FLOAT32)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("shape", LONG_SHAPES.values(), ids=LONG_SHAPES)
+def test_a_caller_chooses_the_long_factors_for_the_whole_of_a_text(
+    tmp_path: Path, shape: dict[str, Any], target: str
+) -> None:
+    """By pieces across the border: nothing of the short factors is left in the cache."""
+    written = Written(tmp_path, shape, RECIPES["fp16"], target)
+    expected = written.reference().logits(LONG_TEXT)
+    pieces = [LONG_TEXT[:30], LONG_TEXT[30:62], *[[token] for token in LONG_TEXT[62:]]]
+    bound = FLOAT32 if target == "cpu" else FLOAT16
+    assert_same_logits(written.logits(*pieces, long=True), expected, bound)
+    with pytest.raises(AssertionError):
+        assert_same_logits(written.logits(*pieces), expected, 10 * FLOAT16)
+    short = LONG_TEXT[:64]
+    assert_same_logits(written.logits(short, long=False), written.reference().logits(short), bound)
+
+
+def test_sequences_of_a_batch_have_their_own_factors(tmp_path: Path) -> None:
+    written = Written(tmp_path, LONGROPE, RECIPES["fp16"])
+    session = ort.InferenceSession(written.folder / FACTORS_MODEL_FILE, providers=["CPUExecutionProvider"])
+    short = LONG_TEXT[:40]
+    mask = np.array([[1] * 100, [1] * 40 + [0] * 60, [1] * 40 + [0] * 60])
+    empty = np.zeros((3, written.config.kv_heads, 0, written.config.head_size), np.float32)
+    feed = {
+        "input_ids": np.array([LONG_TEXT, short + [0] * 60, short + [0] * 60]),
+        "attention_mask": mask,
+        "position_ids": np.maximum(np.cumsum(mask, axis=1) - 1, 0),
+        LONG_FACTORS: np.array([[0], [0], [1]]),
+    }
+    feed |= {i.name: empty for i in session.get_inputs() if i.name.startswith("past_key_values.")}
+    got = session.run(["logits"], feed)[0]
+    reference = written.reference()
+    assert_same_logits(got[0], reference.logits(LONG_TEXT), FLOAT32)
+    assert_same_logits(got[1, :40], reference.logits(short), FLOAT32)
+    assert_same_logits(got[2, :40], written.logits(short, long=True), FLOAT32)
+    assert np.abs(got[2, :40] - got[1, :40]).max() > 0.1
+
+
+def test_both_graphs_of_a_folder_read_the_same_data(tmp_path: Path) -> None:
+    written = Written(tmp_path, LONGROPE, RECIPES["int4_sym_g32"])
+    chooses, asks = (
+        onnx.load(written.folder / name, load_external_data=False).graph
+        for name in (MODEL_FILE, FACTORS_MODEL_FILE)
+    )
+    assert list(chooses.initializer) == list(asks.initializer)
+    assert {item.name for item in asks.input} - {item.name for item in chooses.input} == {LONG_FACTORS}
 
 
 # What is in the files

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 MODEL_FILE = "model.onnx"
 DATA_FILE = "model.onnx.data"
+# The same model with the same data, for callers that say which of LongRoPE's factors to take.
+FACTORS_MODEL_FILE = "model_long_factors.onnx"
 
 
 class OnnxWriter:
@@ -54,8 +56,12 @@ class OnnxWriter:
             tensor.name: self._blob.reserve(tensor.nbytes) for tensor in (*tensors, *rope.values())
         }
         try:
-            model = build_model(config, target, self._weights, DATA_FILE, self._offsets)
-            (folder / MODEL_FILE).write_bytes(model.SerializeToString())
+            graphs = {MODEL_FILE: False} | ({} if config.rope_border is None else {FACTORS_MODEL_FILE: True})
+            for name, asks in graphs.items():
+                model = build_model(
+                    config, target, self._weights, DATA_FILE, self._offsets, asks_for_factors=asks
+                )
+                (folder / name).write_bytes(model.SerializeToString())
             for first_row, cosines, sines in rope_rows(config):
                 self._write(rope[COS], first_row, cosines.astype(target.float_type))
                 self._write(rope[SIN], first_row, sines.astype(target.float_type))

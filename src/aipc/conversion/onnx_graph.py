@@ -25,6 +25,10 @@ OPSET = 21
 IR_VERSION = 10
 _CONTRIB = "com.microsoft"
 
+# An input that a graph of a LongRoPE model may have, [batch, 1] int64: 1 where a sequence takes the long
+# factors from its first token on. With 0, and without the input, its length decides.
+LONG_FACTORS = "long_factors"
+
 _ELEMENT_TYPES = {
     "float32": TensorProto.FLOAT,
     "float16": TensorProto.FLOAT16,
@@ -38,13 +42,16 @@ def build_model(
     weights: Mapping[str, StoredWeight],
     data_file: str,
     offsets: Mapping[str, int],
+    *,
+    asks_for_factors: bool = False,
 ) -> onnx.ModelProto:
     """A causal language model: ids, mask and cache in, logits and cache out.
 
-    data_file   where the tensors lie, beside the model
-    offsets     of each stored tensor in it
+    data_file          where the tensors lie, beside the model
+    offsets            of each stored tensor in it
+    asks_for_factors   whether `LONG_FACTORS` is an input
     """
-    return _Builder(config, target, weights, data_file, offsets).build()
+    return _Builder(config, target, weights, data_file, offsets, asks_for_factors).build()
 
 
 @dataclass
@@ -54,6 +61,7 @@ class _Builder:
     weights: Mapping[str, StoredWeight]
     data_file: str
     offsets: Mapping[str, int]
+    asks_for_factors: bool
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     initializers: dict[str, TensorProto] = field(default_factory=dict)
 
@@ -64,6 +72,7 @@ class _Builder:
         for tensor in rope_tensors(config, self.target).values():
             self.external(tensor)
         self.lengths, self.total = self.sequence_lengths()
+        self.rows = "position_ids" if config.rope_border is None else self.rope_rows(config.rope_border)
 
         embedding = "model.embed_tokens.weight"
         hidden, delta = self.embed(embedding), ""
@@ -89,6 +98,8 @@ class _Builder:
         found += [_info("attention_mask", TensorProto.INT64, ["batch", "total"])]
         if self.positions:
             found += [_info("position_ids", TensorProto.INT64, ["batch", "tokens"])]
+        if self.asks_for_factors:
+            found += [_info(LONG_FACTORS, TensorProto.INT64, ["batch", 1])]
         return found + self.cache("past_key_values", "past")
 
     def outputs(self) -> list[onnx.ValueInfoProto]:
@@ -227,6 +238,22 @@ class _Builder:
             self.node("Cast", [total], "total_sequence_length", to=TensorProto.INT32),
         )
 
+    def rope_rows(self, border: int) -> Value:
+        """Where each token's rotation stands in the tables, [batch, tokens].
+
+        Chosen for each sequence by itself: sequences of a batch differ in length. In whole numbers
+        throughout, which every provider computes.
+        """
+        axis, rows = self.constant("axis_1", [1]), self.constant("rope/border", [border])
+        reach = self.node("ReduceSum", ["attention_mask", axis], "rope/length", keepdims=1)
+        if self.asks_for_factors:
+            asked = self.node("Mul", [LONG_FACTORS, rows], "rope/asked")
+            reach = self.node("Add", [reach, asked], "rope/reach")
+        is_long = self.node("Greater", [reach, rows], "rope/is_long")
+        chosen = self.node("Cast", [is_long], "rope/chosen", to=TensorProto.INT64)
+        first = self.node("Mul", [chosen, rows], "rope/first_row")
+        return self.node("Add", ["position_ids", first], "rope/rows")
+
     def attention(self, hidden: Value, layer: int, prefix: str) -> Value:
         config = self.config
         fused = self.project(hidden, f"{prefix}.qkv_proj.weight", f"{prefix}.qkv_proj")
@@ -262,7 +289,7 @@ class _Builder:
         """RoPE over the first rotary_size channels of each head."""
         partial = self.config.rotary_size != self.config.head_size
         attributes = {"num_heads": heads, "rotary_embedding_dim": self.config.rotary_size} if partial else {}
-        inputs = [states, "position_ids", COS, SIN]
+        inputs = [states, self.rows, COS, SIN]
         name = f"{states}/rotated"
         return self.node("RotaryEmbedding", inputs, name, domain=_CONTRIB, interleaved=0, **attributes)
 

@@ -53,9 +53,10 @@ class Target:
     def needs_positions(self, config: Phi3Config) -> bool:
         """Whether the graph takes position_ids: where GroupQueryAttention does not rotate by itself.
 
-        It can where heads have a multiple of 16 channels, and of 8 rotated pairs.
+        It can where heads have a multiple of 16 channels, and of 8 rotated pairs, and where a position
+        has one rotation.
         """
-        fits = config.head_size % 16 == 0 and config.rotary_size // 2 % 8 == 0
+        fits = config.head_size % 16 == 0 and config.rotary_size // 2 % 8 == 0 and config.rope_border is None
         return not (self.fused_rotary and fits)
 
 
@@ -143,22 +144,37 @@ def stored_weights(config: Phi3Config, scheme_for: SchemeFor, target: Target) ->
 
 
 def rope_tensors(config: Phi3Config, target: Target) -> dict[str, StoredTensor]:
-    """The tables of cosines and sines, a row for each position."""
-    shape = (config.context_length, config.rotary_size // 2)
+    """The tables of cosines and sines, a row for each position.
+
+    With two sets of factors, the short set's rows come first, up to the border, and the long set's follow.
+    """
+    rows = sum(stop for stop, _ in _rope_sets(config))
+    shape = (rows, config.rotary_size // 2)
     return {name: StoredTensor(name, target.float_type, shape) for name in (COS, SIN)}
 
 
 def rope_rows(config: Phi3Config) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """The tables' rows in blocks: the first position, cosines and sines [positions, rotary_size / 2].
+    """The tables' rows in blocks: the first row, cosines and sines [rows, rotary_size / 2].
 
     The angles are float32 products, as in transformers and in the reference.
     """
-    frequencies = config.inverse_frequencies()
-    step = max(1, _TABLE_ELEMENTS // len(frequencies))
-    for start in range(0, config.context_length, step):
-        positions = np.arange(start, min(start + step, config.context_length), dtype=np.float32)
-        angles = positions[:, None] * frequencies
-        yield start, np.cos(angles), np.sin(angles)
+    first_row = 0
+    for stop, long in _rope_sets(config):
+        frequencies = config.inverse_frequencies(long=long)
+        scale = np.float32(config.rope_scale(long=long))
+        step = max(1, _TABLE_ELEMENTS // len(frequencies))
+        for start in range(0, stop, step):
+            positions = np.arange(start, min(start + step, stop), dtype=np.float32)
+            angles = positions[:, None] * frequencies
+            yield first_row + start, np.cos(angles) * scale, np.sin(angles) * scale
+        first_row += stop
+
+
+def _rope_sets(config: Phi3Config) -> list[tuple[int, bool]]:
+    """The sets of factors that the model has: for how many positions, and whether it is the long one."""
+    if config.rope_border is None:
+        return [(config.context_length, False)]
+    return [(config.rope_border, False), (config.context_length, True)]
 
 
 def stored_nbytes(config: Phi3Config, scheme_for: SchemeFor, target: Target) -> int:

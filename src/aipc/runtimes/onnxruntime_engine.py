@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from aipc.errors import AipcError, DeviceError, UsageError
+from aipc.longrope import takes_long_factors
 from aipc.phi3 import read_json_object
 from aipc.runtimes.cores import physical_cores
 from aipc.runtimes.engine import Inbox, Outbox, Request, serve
@@ -40,6 +41,12 @@ CAPACITY_STEP = 256
 ENOUGH_ROOM = 256
 
 _PROVIDERS = {"CPU": "", "CUDA": "cuda", "DML": "dml"}
+
+# The graph of our folders that is told which of LongRoPE's factors to take, and the input that tells it.
+FACTORS_MODEL_FILE = "model_long_factors.onnx"
+LONG_FACTORS = "long_factors"
+# A generator reads these arrays at every step and does not copy them.
+_CHOICES = {False: np.array([[0]], np.int64), True: np.array([[1]], np.int64)}
 
 Wanted = Callable[[], bool]
 
@@ -103,6 +110,8 @@ def _config(options: Options) -> og.Config:
     decoder = _decoder(Path(options.folder))
     session = {"intra_op_num_threads": physical_cores()} | dict(options.properties)
     ours: dict[str, Any] = {"session_options": session}
+    if takes_factors(options):
+        ours["filename"] = FACTORS_MODEL_FILE
     window = decoder.get("sliding_window")
     if isinstance(window, dict) and "cache_slack" in window:
         # The model builder's cache for a window is full at the first prompt that is longer than the window.
@@ -112,6 +121,11 @@ def _config(options: Options) -> og.Config:
     except RuntimeError as exc:
         raise UsageError(f"ONNX Runtime does not take these session options: {gist(exc)}") from exc
     return config
+
+
+def takes_factors(options: Options) -> bool:
+    """Whether the model can be told which of LongRoPE's factors to take."""
+    return options.rope_border is not None and (Path(options.folder) / FACTORS_MODEL_FILE).is_file()
 
 
 def provider_options(folder: Path, name: str) -> dict[str, str]:
@@ -135,29 +149,51 @@ def _decoder(folder: Path) -> dict[str, Any]:
     return decoder if isinstance(decoder, dict) else {}
 
 
+@dataclass(frozen=True, slots=True)
+class Factors:
+    """Which of LongRoPE's factors a text is computed with.
+
+    long     those for long texts
+    border   where the graph itself decides, it takes those only when it sees more tokens than these at once
+    """
+
+    long: bool = False
+    border: int | None = None
+
+    def first_chunk(self, chunk: int) -> int:
+        """How many tokens must be computed at once in the beginning."""
+        return max(chunk, self.border + 1) if self.long and self.border is not None else chunk
+
+    def apply(self, generator: og.Generator) -> None:
+        """Tell a graph that is to be told."""
+        if self.border is None:
+            generator.set_model_input(LONG_FACTORS, _CHOICES[self.long])
+
+
 class KVCache:
     """The keys and values of the tokens computed last, inside a generator of the runtime.
 
     capacity   most tokens it takes; the memory is taken at once
+    factors    what all its tokens are computed with; None for a model with one set
     tokens     what it holds
-    far        whether they were computed with LongRoPE's factors for long texts
     """
 
-    def __init__(self, model: og.Model, capacity: int) -> None:
+    def __init__(self, model: og.Model, capacity: int, factors: Factors | None = None) -> None:
         params = og.GeneratorParams(model)
         params.set_search_options(max_length=capacity, do_sample=False)
         self._generator = og.Generator(model, params)
+        if factors is not None:
+            factors.apply(self._generator)
         self.capacity = capacity
+        self.factors = factors
         self.tokens: list[int] = []
-        self.far = False
 
-    def keep(self, tokens: list[int], *, far: bool) -> int:
+    def keep(self, tokens: list[int]) -> int:
         """Forget what is not the beginning of `tokens`, or their last one; how many are left."""
-        same = 0 if far is not self.far else _common(self.tokens, tokens[:-1])
+        same = _common(self.tokens, tokens[:-1])
         if same < len(self.tokens):
             self._generator.rewind_to(same)
             del self.tokens[same:]
-        self.far = far
         return same
 
     def append(self, ids: list[int]) -> None:
@@ -180,6 +216,7 @@ class OnnxEngine:
         self._device = options.device
         self._context = options.context_length
         self._border = options.rope_border
+        self._takes_factors = takes_factors(options)
         # A generator on DirectML takes one prompt, at once.
         self._appends = not options.device.startswith("DML")
         self._cache: KVCache | None = None
@@ -225,14 +262,25 @@ class OnnxEngine:
             return self._by_our_choice(prompt, sampling, wanted)
         return self._by_the_runtimes_choice(prompt, sampling, wanted)
 
+    def _factors(self, tokens: int, end: int) -> Factors | None:
+        """What a text of so many tokens is computed with, which may grow to `end`.
+
+        Where the graph decides, it does so by what it sees: a text that outgrows the border is computed anew.
+        """
+        if self._border is None:
+            return None
+        if self._takes_factors:
+            return Factors(takes_long_factors(self._border, tokens, end - tokens))
+        return Factors(tokens > self._border, self._border)
+
     def _by_our_choice(self, prompt: list[int], sampling: Sampling, wanted: Wanted) -> Iterator[int]:
         """The answer, until it ends or is no longer wanted."""
         tokens, end = list(prompt), len(prompt) + sampling.max_new_tokens
         random = np.random.default_rng(sampling.seed)
         cache = self._cache_for(tokens, end)
         while len(tokens) < end:
-            if len(tokens) > cache.capacity:
-                cache = self._larger_cache(tokens, end)
+            if len(tokens) > cache.capacity or cache.factors != self._factors(len(tokens), end):
+                cache = self._new_cache(tokens, end)
             if not self._compute(cache, tokens, wanted):
                 return
             tokens.append(choose(cache.logits(), tokens, sampling, random))
@@ -242,14 +290,12 @@ class OnnxEngine:
 
     def _compute(self, cache: KVCache, tokens: list[int], wanted: Wanted) -> bool:
         """Make the cache hold `tokens`, the last of them newly computed; False if nobody wants that now."""
-        border = self._border
-        far = border is not None and len(tokens) > border
-        start = cache.keep(tokens, far=far)
+        start = cache.keep(tokens)
+        first = CHUNK_TOKENS if cache.factors is None else cache.factors.first_chunk(CHUNK_TOKENS)
         while start < len(tokens):
             if not wanted():
                 return False
-            # The graph takes the factors for long texts only when it sees a long text.
-            stop = max(start + CHUNK_TOKENS, border + 1 if far and border is not None else 0)
+            stop = max(start + CHUNK_TOKENS, first)
             cache.append(tokens[start:stop])
             start = stop
         return wanted()
@@ -257,10 +303,10 @@ class OnnxEngine:
     def _cache_for(self, prompt: list[int], end: int) -> KVCache:
         """The cache that is there, if it has room for most answers; else one with room for this one."""
         if self._cache is None or self._cache.capacity < min(end, len(prompt) + ENOUGH_ROOM):
-            return self._larger_cache(prompt, end)
+            return self._new_cache(prompt, end)
         return self._cache
 
-    def _larger_cache(self, tokens: list[int], end: int) -> KVCache:
+    def _new_cache(self, tokens: list[int], end: int) -> KVCache:
         """A new cache. For a chat that goes on it grows by half, so that this happens seldom."""
         old, self._cache = self._cache, None
         grows = old is not None and _common(old.tokens, tokens) > len(tokens) // 2
@@ -268,7 +314,7 @@ class OnnxEngine:
         # The memory of the old one is free before that of the new one is taken.
         del old
         capacity = min(-(-wanted // CAPACITY_STEP) * CAPACITY_STEP, self._context)
-        self._cache = KVCache(self._model, capacity)
+        self._cache = KVCache(self._model, capacity, self._factors(len(tokens), end))
         return self._cache
 
     def _by_the_runtimes_choice(self, prompt: list[int], sampling: Sampling, wanted: Wanted) -> Iterator[int]:
@@ -301,8 +347,10 @@ class OnnxEngine:
             params.set_guidance(*guidance(sampling))
         generator = og.Generator(self._model, params)
         first = CHUNK_TOKENS if self._appends else len(tokens)
-        if self._border is not None and len(tokens) > self._border:
-            first = max(first, self._border + 1)
+        factors = self._factors(len(tokens), end)
+        if factors is not None:
+            factors.apply(generator)
+            first = factors.first_chunk(first)
         starts = [0, *range(first, len(tokens), CHUNK_TOKENS)]
         for start, stop in zip(starts, [*starts[1:], len(tokens)], strict=True):
             if not wanted():
