@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +21,7 @@ from aipc.runtimes.engine import Request
 from aipc.runtimes.reference import ReferenceSession
 from aipc.runtimes.session import EngineSession
 from aipc.types import Sampling
-from checkpoints import write_checkpoint
+from checkpoints import SINGLE_FILE, write_checkpoint, write_safetensors
 
 CONTEXT = 4096
 GREEDY = Sampling(max_new_tokens=24)
@@ -29,11 +29,26 @@ FORMATS = {"openvino": "openvino", "onnxruntime": "onnx"}
 
 
 class RandomModel:
-    """A random model in a folder for a runtime, and the numpy reference with the same weights."""
+    """A random model in a folder for a runtime, and the numpy reference with the same weights.
 
-    def __init__(self, runtime: str, folder: Path, shape: dict[str, Any], **recipe: Any) -> None:
+    context   most tokens of prompt and answer together
+    weights   in place of random ones, exact in float16
+    """
+
+    def __init__(
+        self,
+        runtime: str,
+        folder: Path,
+        shape: dict[str, Any],
+        *,
+        context: int = CONTEXT,
+        weights: Mapping[str, np.ndarray] | None = None,
+        **recipe: Any,
+    ) -> None:
         checkpoint = folder / "checkpoint"
-        weights = write_checkpoint(checkpoint, shape, dtype="F16", max_position_embeddings=CONTEXT)
+        random = write_checkpoint(checkpoint, shape, dtype="F16", max_position_embeddings=context)
+        if weights is not None:
+            write_safetensors(checkpoint / SINGLE_FILE, weights, "F16")
         self.runtime = runtime
         self.config = Phi3Config.read(checkpoint)
         self.folder = folder / runtime
@@ -47,13 +62,18 @@ class RandomModel:
         writer = kind.open_writer(self.folder, self.config, scheme)
         write_weights(Checkpoint.open(checkpoint), self.config, scheme, [writer])
         writer.close()
-        self.reference = ReferenceSession(self.config, weights)
+        self.reference = ReferenceSession(self.config, weights or random)
+
+    def _defaults(self) -> dict[str, Any]:
+        config = self.config
+        context, border = config.context_length, config.rope_border
+        return {"context_length": context, "precision": "fp16", "rope_border": border}
 
     def open(self, device: str = "CPU", folder: Path | None = None, **options: Any) -> EngineSession:
         """A session on the folder, or on another one."""
         module = importlib.import_module(RUNTIMES[self.runtime].module)
         opened: EngineSession = module.open_session(
-            folder or self.folder, device, **{"context_length": CONTEXT, "precision": "fp16"} | options
+            folder or self.folder, device, **self._defaults() | options
         )
         return opened
 

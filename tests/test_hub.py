@@ -116,6 +116,11 @@ def test_a_misspelt_alias_is_answered_with_the_closest(name: str, close: str) ->
     assert caught.value.hint == f"did you mean {close}?"
 
 
+def test_the_whole_family_has_aliases() -> None:
+    members = {"phi-3-mini", "phi-3-medium", "phi-3.5-mini", "phi-4-mini", "phi-4"}
+    assert members | {"phi-3-mini-128k", "phi-3-medium-128k"} <= set(hub.ALIASES)
+
+
 def test_an_alias_is_found_in_capitals_too() -> None:
     assert hub.repository_of("Phi-4") == "microsoft/phi-4"
 

@@ -90,6 +90,20 @@ def test_what_was_not_measured_is_none(text: Text) -> None:
     assert one_word.tpot_s is None
 
 
+def test_the_figures_say_that_a_chat_outgrew_its_first_factors(text: Text) -> None:
+    session = ScriptedSession([300, 301])
+    model = Model("scripted", text, session, runtime="a script", rope_border=32)
+    chat = list(range(5, 25))
+    seen = []
+    for _ in range(3):
+        stats = model.generate(chat, max_new_tokens=8).stats
+        seen.append((stats.long_factors, stats.prefilled_anew))
+        chat += [300, 301, 9, 9, 9]
+    assert seen == [(False, False), (False, False), (True, True)]
+    stats = model.generate(chat, max_new_tokens=8).stats
+    assert (stats.long_factors, stats.prefilled_anew) == (True, False)
+
+
 def test_the_limit_is_a_reason_of_its_own(model: Model) -> None:
     completion = model.generate("Hello", max_new_tokens=3)
     assert completion.finish_reason == "length"

@@ -28,7 +28,7 @@ from aipc.runtimes.onnxruntime_engine import CAPACITY_STEP, KVCache, OnnxEngine,
 from aipc.runtimes.onnxruntime_errors import gist, translated
 from aipc.runtimes.session import EngineSession
 from aipc.types import Sampling
-from checkpoints import GQA
+from checkpoints import GQA, LONGROPE
 from sessions import CONTEXT, GREEDY, RandomModel, Script, ids
 
 # A tiny random model (tests/checkpoints.py, seed 0, F16, 704 tokens, window 128, context 512), made by
@@ -129,7 +129,7 @@ def test_a_long_prompt_ends_with_its_caller(engine: OnnxEngine, appended: list[i
     assert len(script.ids[2]) == 24
 
 
-def test_longropes_border_is_crossed_with_everything_computed_anew(
+def test_a_foreign_graph_that_outgrows_longropes_border_is_computed_anew(
     model: RandomModel, appended: list[int]
 ) -> None:
     engine = load(model.folder, border=100)
@@ -144,6 +144,41 @@ def test_longropes_border_is_crossed_with_everything_computed_anew(
     answers(engine, Request(3, ids(95)[:50], Sampling(max_new_tokens=1)))
     assert appended == [50]
     assert len(answer) == 10
+
+
+@pytest.fixture(scope="module")
+def longrope(tmp_path_factory: pytest.TempPathFactory) -> RandomModel:
+    return RandomModel("onnxruntime", tmp_path_factory.mktemp("longrope"), LONGROPE, weight_format="fp16")
+
+
+def test_a_request_that_may_cross_the_border_has_the_long_factors_from_the_start(
+    longrope: RandomModel, appended: list[int]
+) -> None:
+    engine = load(longrope.folder, border=64)
+    appended.clear()
+    sampling = Sampling(max_new_tokens=30)
+    (answer,) = answers(engine, Request(1, ids(50), sampling))
+    assert answer == list(longrope.reference.generate(ids(50), sampling))
+    assert appended == [50, *[1] * 29]
+
+
+@pytest.mark.parametrize("appends", [True, False])
+def test_a_chat_that_grows_across_the_border_is_the_references(
+    longrope: RandomModel, appended: list[int], appends: bool
+) -> None:
+    engine = load(longrope.folder, border=64)
+    engine._appends = appends
+    tokens, sampling = ids(20), Sampling(max_new_tokens=8)
+    sizes = []
+    for turn in range(5):
+        appended.clear()
+        (answer,) = answers(engine, Request(turn, tokens, sampling))
+        assert answer == list(longrope.reference.generate(tokens, sampling))
+        sizes.append(sum(appended))
+        tokens = tokens + answer + ids(7, seed=turn)
+    # 20, 35, 50, 65 and 80 tokens: the fourth is computed anew, the fifth goes on from it.
+    expected = [27, 8 + 7, 8 + 7, 65 + 7, 8 + 7] if appends else [0] * 5
+    assert sizes == expected
 
 
 def test_the_runtimes_own_search_gives_the_same_tokens(model: RandomModel) -> None:
@@ -251,6 +286,13 @@ def test_an_unknown_session_option_is_the_callers_mistake(model: RandomModel) ->
     with pytest.raises(UsageError, match="no_such"):
         load(model.folder, no_such=1)
     load(model.folder, intra_op_num_threads=1)
+
+
+def test_the_folder_decides_what_the_kv_cache_holds(model: RandomModel) -> None:
+    model.open(kv_cache="f32").close()
+    with pytest.raises(UsageError, match=r"CPU is f32.*'u8'") as caught:
+        model.open(kv_cache="u8")
+    assert "openvino" in caught.value.hint
 
 
 def test_quantised_weights_are_not_exact(model: RandomModel) -> None:

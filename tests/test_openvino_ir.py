@@ -18,8 +18,9 @@ from aipc.conversion.openvino_ir import MODEL_FILE, WEIGHTS_FILE, OpenVINOWriter
 from aipc.conversion.quantize import dequantize, quantize
 from aipc.conversion.recipe import Recipe, make_recipe
 from aipc.phi3 import Phi3Config
+from aipc.runtimes.openvino_factors import folder_with_factors, has_factors
 from aipc.runtimes.reference import ReferenceSession
-from checkpoints import GQA, PARTIAL, TIED, TINY, WINDOW, write_checkpoint
+from checkpoints import GQA, LONGROPE, PARTIAL, TIED, TINY, WINDOW, write_checkpoint
 
 FLOAT32 = {
     "INFERENCE_PRECISION_HINT": "f32",
@@ -35,7 +36,28 @@ RECIPES: dict[str, dict[str, Any]] = {
     "int4_sym_channel_wise": {"group_size": -1},
     "int4_asym_channel_wise": {"group_size": -1, "sym": False},
 }
-SHAPES = {"mha": TINY, "gqa": GQA, "tied": TIED, "window": WINDOW, "partial": PARTIAL}
+LONGROPE_PARTIAL = LONGROPE | {
+    "num_key_value_heads": 2,
+    "partial_rotary_factor": 0.5,
+    "rope_scaling": {
+        "type": "longrope",
+        "short_factor": [1.0, 1.1, 1.3, 2.6],
+        "long_factor": [1.08, 3.2, 28.6, 64.8],
+        "short_mscale": 1.1,
+        "long_mscale": 1.3,
+    },
+}
+SHAPES = {
+    "mha": TINY,
+    "gqa": GQA,
+    "tied": TIED,
+    "window": WINDOW,
+    "partial": PARTIAL,
+    "longrope": LONGROPE,
+    "longrope_partial": LONGROPE_PARTIAL,
+    "longrope_short_only": LONGROPE
+    | {"original_max_position_embeddings": 512, "max_position_embeddings": 512},
+}
 PROMPT = [int(token) for token in np.random.default_rng(7).integers(3, 300, 24)]
 
 
@@ -99,6 +121,61 @@ def test_every_shape_in_one_piece_and_through_the_cache(
     assert_same_logits(written.logits(PROMPT[:10], PROMPT[10:13], *[[t] for t in PROMPT[13:]]), expected)
 
 
+@pytest.mark.parametrize("shape", [LONGROPE, LONGROPE_PARTIAL], ids=["plain", "partial"])
+def test_the_graph_takes_the_long_factors_for_what_is_longer_than_the_border(
+    tmp_path: Path, shape: dict[str, Any]
+) -> None:
+    written = Written(tmp_path, shape, RECIPES["fp16"])
+    reference = written.reference()
+    for tokens in (63, 64, 65, 100):
+        text = (PROMPT * 5)[:tokens]
+        assert_same_logits(written.logits(text), reference.logits(text))
+
+
+@pytest.mark.parametrize("shape", [LONGROPE, LONGROPE_PARTIAL], ids=["plain", "partial"])
+def test_a_folder_with_one_set_of_factors_takes_it_for_every_text(
+    tmp_path: Path, shape: dict[str, Any]
+) -> None:
+    written = Written(tmp_path, shape, RECIPES["fp16"])
+    text = (PROMPT * 5)[:100]
+    expected = written.reference().logits(text)
+    assert has_factors(written.folder)
+    with folder_with_factors(written.folder, long=True) as written.folder:
+        assert_same_logits(written.logits(text[:50], *[[token] for token in text[50:]]), expected)
+    assert not written.folder.exists()
+
+
+def test_links_that_are_not_allowed_become_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(1314, "A required privilege is not held by the client")
+
+    written = Written(tmp_path, LONGROPE, RECIPES["fp16"])
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    text = PROMPT * 3
+    expected = written.reference().logits(text)
+    with folder_with_factors(written.folder, long=True) as written.folder:
+        assert not (written.folder / WEIGHTS_FILE).is_symlink()
+        assert_same_logits(written.logits(text[:50], text[50:]), expected)
+
+
+def test_sequences_of_a_batch_have_their_own_factors(tmp_path: Path) -> None:
+    written = Written(tmp_path, LONGROPE, RECIPES["fp16"])
+    text = (PROMPT * 5)[:100]
+    mask = np.array([[1] * 100, [0] * 60 + [1] * 40])
+    core = ov.Core()
+    compiled = core.compile_model(core.read_model(written.folder / MODEL_FILE), "CPU", FLOAT32)
+    inputs = {
+        "input_ids": np.array([text, [0] * 60 + text[:40]]),
+        "attention_mask": mask,
+        "position_ids": np.maximum(np.cumsum(mask, axis=1) - 1, 0),
+        "beam_idx": np.array([0, 1], np.int32),
+    }
+    got = compiled(inputs)["logits"]
+    assert_same_logits(got[0], written.reference().logits(text))
+    assert_same_logits(got[1, 60:], written.reference().logits(text[:40]))
+
+
 def test_left_padding_changes_nothing(tmp_path: Path) -> None:
     """The NPU pipeline pads: positions, the window and the mask must not count the padding."""
     written = Written(tmp_path, WINDOW, RECIPES["fp16"])
@@ -127,7 +204,7 @@ def test_paged_attention_takes_the_graph(tmp_path: Path, shape: dict[str, Any]) 
     assert "attention_mask" not in {node.get_friendly_name() for node in model.get_parameters()}
 
 
-@pytest.mark.parametrize("shape", [GQA, WINDOW], ids=["gqa", "window"])
+@pytest.mark.parametrize("shape", [GQA, WINDOW, LONGROPE], ids=["gqa", "window", "longrope"])
 def test_the_plugin_fuses_what_it_can(tmp_path: Path, shape: dict[str, Any]) -> None:
     written = Written(tmp_path, shape, RECIPES["int4_sym_g64"])
     core = ov.Core()

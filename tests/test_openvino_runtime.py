@@ -24,7 +24,7 @@ from aipc.runtimes.openvino_engine import BatchEngine, Options, SerialEngine, bu
 from aipc.runtimes.openvino_errors import gist, translated
 from aipc.runtimes.session import EngineSession
 from aipc.types import Sampling
-from checkpoints import GQA
+from checkpoints import GQA, LONGROPE
 from sessions import CONTEXT, GREEDY, RandomModel, Script, ids
 
 NPU_ON_CPU = {"NPUW_DEVICES": "CPU", "NPUW_ONLINE_PIPELINE": "NONE"}
@@ -85,7 +85,7 @@ def test_a_long_prompt_neither_stops_the_others_nor_outlives_its_caller(model: R
     # The prompt takes 8 steps: it was withdrawn in the middle of them, while the first stream went on.
     assert len(script.ids[1]) == 12
     assert 2 not in script.ids
-    assert not engine._pipeline.has_non_finished_requests()
+    assert not engine.busy
 
 
 def test_the_last_stream_that_is_withdrawn_leaves_nothing(model: RandomModel) -> None:
@@ -100,7 +100,91 @@ def test_the_last_stream_that_is_withdrawn_leaves_nothing(model: RandomModel) ->
     script.react = react
     script.run(engine)
     assert len(script.ids[1]) == 3
-    assert not engine._pipeline.has_non_finished_requests()
+    assert not engine.busy
+
+
+@pytest.fixture(scope="module")
+def longrope(tmp_path_factory: pytest.TempPathFactory) -> RandomModel:
+    return RandomModel("openvino", tmp_path_factory.mktemp("longrope"), LONGROPE, weight_format="fp16")
+
+
+MIXED = [Request(1, ids(20), GREEDY), Request(2, ids(60), GREEDY), Request(3, ids(90), GREEDY)]
+MIXED += [Request(4, ids(30), GREEDY), Request(5, ids(61), GREEDY)]
+
+
+@pytest.mark.parametrize("free_bytes", [None, 0], ids=["room for both", "room for one"])
+def test_both_sides_of_longropes_border_in_whatever_memory_there_is(
+    longrope: RandomModel, monkeypatch: pytest.MonkeyPatch, free_bytes: int | None
+) -> None:
+    monkeypatch.setattr(openvino_engine.memory, "free_bytes", lambda: free_bytes)
+    engine = openvino_engine.load(Options(str(longrope.folder), "CPU", True, {}, None, 64))
+    assert isinstance(engine, BatchEngine)
+    script = Script(*MIXED)
+    opened = []
+    script.react = lambda *_: opened.append(len(engine._pipelines))
+    script.run(engine)
+    for request in MIXED:
+        assert script.ids[request.number] == list(longrope.reference.generate(request.prompt, GREEDY))
+    assert max(opened) == (2 if free_bytes is None else 1)
+
+
+def test_a_request_that_waits_for_a_pipeline_may_be_withdrawn(
+    longrope: RandomModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openvino_engine.memory, "free_bytes", lambda: 0)
+    engine = openvino_engine.load(Options(str(longrope.folder), "CPU", True, {}, None, 64))
+    script = Script(*MIXED[:2])
+
+    def react(number: int, count: int, _end: bool) -> None:
+        if count == 3:
+            script.gone.add(2)
+
+    script.react = react
+    script.run(engine)
+    assert len(script.ids[1]) == 24
+    assert 2 not in script.ids
+    assert script.errors == {}
+
+
+def test_without_paged_attention_both_sides_are_computed_by_turns(
+    longrope: RandomModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeError("Exception from pass.cpp:1:\nnothing to transform")
+
+    monkeypatch.setattr(openvino_engine.genai, "ContinuousBatchingPipeline", refuse)
+    engine = openvino_engine.load(Options(str(longrope.folder), "CPU", True, {}, None, 64))
+    assert isinstance(engine, SerialEngine)
+    script = Script(*MIXED)
+    script.run(engine)
+    for request in MIXED:
+        assert script.ids[request.number] == list(longrope.reference.generate(request.prompt, GREEDY))
+
+
+def test_a_folder_by_others_ends_at_longropes_border(longrope: RandomModel, tmp_path: Path) -> None:
+    folder = shutil.copytree(longrope.folder, tmp_path / "foreign")
+    path = folder / "openvino_model.xml"
+    path.write_text(path.read_text(encoding="utf-8").replace("rope/", "other/"), encoding="utf-8")
+    session = longrope.open(folder=folder)
+    assert "takes 64 tokens" in session.notes[0]
+    with pytest.raises(PromptTooLongError, match="64"):
+        session.generate(ids(64), GREEDY)
+    assert len(list(session.generate(ids(50), GREEDY))) == 14
+    session.close()
+
+
+@pytest.mark.parametrize("kv_cache", ["u8", "f16"])
+def test_the_kv_cache_is_as_asked(model: RandomModel, kv_cache: str) -> None:
+    session = model.open(kv_cache=kv_cache)
+    assert len(list(session.generate(ids(9), GREEDY))) == 24
+    session.close()
+
+
+def test_a_kv_cache_that_is_not_there(model: RandomModel) -> None:
+    with pytest.raises(UsageError, match="u8, f16, bf16, f32"):
+        model.open(kv_cache="int3")
+    with pytest.raises(UsageError, match="f16"):
+        model.open("NPU", kv_cache="u8", properties=NPU_ON_CPU)
 
 
 def test_a_request_that_genai_refuses_ends_alone(model: RandomModel) -> None:
@@ -256,6 +340,24 @@ def test_the_npu_refuses_a_prompt_that_it_would_misunderstand(npu: EngineSession
     assert len(list(npu.generate([5, 6], GREEDY))) == 24
 
 
+def test_the_npu_crosses_longropes_border_with_one_compilation_for_each_side(
+    longrope: RandomModel, tmp_path: Path
+) -> None:
+    # In the online partitioning a model of two layers has too few repeated blocks.
+    properties = NPU_ON_CPU | {"INFERENCE_PRECISION_HINT": "f32"}
+    session = longrope.open("NPU", properties=properties, compiled_dir=tmp_path)
+    tokens, sampling = ids(20), Sampling(max_new_tokens=12)
+    for turn in range(4):
+        answer = list(session.generate(tokens, sampling))
+        assert answer == list(longrope.reference.generate(tokens, sampling))
+        tokens = tokens + answer + ids(9, seed=turn)
+    assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_dir()} == {
+        "1024-1024",
+        "1024-1024/long",
+    }
+    session.close()
+
+
 def test_a_prompt_too_long_for_the_npu_names_both_numbers(npu: EngineSession) -> None:
     with pytest.raises(PromptTooLongError, match=r"5000 tokens.*4096"):
         npu.generate([1] * 5000, GREEDY)
@@ -266,6 +368,13 @@ def test_a_prompt_too_long_for_the_npu_names_both_numbers(npu: EngineSession) ->
 )
 def test_buckets(tokens: int, compiled_for: int) -> None:
     assert bucket(tokens) == compiled_for
+
+
+def test_the_npu_takes_no_more_than_its_largest_shape(model: RandomModel) -> None:
+    session = model.open("NPU", properties=NPU_ON_CPU, context_length=131_072)
+    assert session.context_length == 8192
+    assert "8192 tokens" in session.notes[-1]
+    session.close()
 
 
 def test_the_npu_refuses_a_scheme_before_it_compiles(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from aipc.errors import PromptTooLongError, RuntimeFailedError, UsageError
 from aipc.runtimes.base import RUNTIMES
 from aipc.runtimes.session import EngineSession
 from aipc.types import Sampling
-from checkpoints import GQA, WINDOW
+from checkpoints import GQA, LONGROPE, WINDOW
 from sessions import CONTEXT, GREEDY, RandomModel, ids
 
 
@@ -70,6 +70,53 @@ def test_a_chat_that_goes_on_is_the_reference_token_for_token(
         assert answer == list(model.reference.generate(tokens, sampling))
         # The third turn is asked again: the answer that was there is forgotten.
         tokens += (answer if turn != 2 else answer[:7]) + ids(9, seed=turn)
+
+
+@pytest.fixture(scope="module")
+def longrope(tmp_path_factory: pytest.TempPathFactory, runtime: str) -> RandomModel:
+    shape = LONGROPE | {"num_key_value_heads": 2, "partial_rotary_factor": 1.0}
+    return RandomModel(runtime, tmp_path_factory.mktemp("longrope"), shape, weight_format="fp16")
+
+
+@pytest.fixture(scope="module")
+def long_session(longrope: RandomModel) -> Iterator[EngineSession]:
+    session = longrope.open(exact=True)
+    yield session
+    session.close()
+
+
+@pytest.mark.parametrize("prompt", [20, 40, 41, 63, 64, 65, 300, 1100])
+def test_all_that_a_request_may_come_to_decides_longropes_factors(
+    longrope: RandomModel, long_session: EngineSession, prompt: int
+) -> None:
+    expected = list(longrope.reference.generate(ids(prompt, seed=prompt), GREEDY))
+    assert list(long_session.generate(ids(prompt, seed=prompt), GREEDY)) == expected
+
+
+def test_a_chat_that_grows_across_longropes_border_is_the_references(
+    longrope: RandomModel, long_session: EngineSession
+) -> None:
+    """No key of the short factors is left in a cache, also not of a chat that begins alike."""
+    sampling = Sampling(max_new_tokens=8)
+    tokens = ids(30, seed=1)
+    for turn in range(5):
+        answer = list(long_session.generate(tokens, sampling))
+        assert answer == list(longrope.reference.generate(tokens, sampling))
+        tokens = tokens + answer + ids(9, seed=turn)
+    for length in (40, 80, 30, 57, 58):
+        answer = list(long_session.generate(tokens[:length], sampling))
+        assert answer == list(longrope.reference.generate(tokens[:length], sampling))
+
+
+def test_streams_of_both_sides_of_the_border_do_not_disturb_each_other(
+    longrope: RandomModel, long_session: EngineSession
+) -> None:
+    requests = [(ids(9, seed=1), 40), (ids(600, seed=2), 30), (ids(20, seed=3), 60), (ids(3, seed=4), 50)]
+    streams = [long_session.generate(prompt, Sampling(max_new_tokens=new)) for prompt, new in requests]
+    columns = zip(*zip_longest(*streams), strict=True)
+    for (prompt, new), column in zip(requests, columns, strict=True):
+        expected = list(longrope.reference.generate(prompt, Sampling(max_new_tokens=new)))
+        assert [token for token in column if token is not None] == expected
 
 
 def test_the_session_says_what_it_is(session: EngineSession) -> None:

@@ -20,10 +20,14 @@ Kind = Literal["checkpoint", "converted"]
 
 ALIASES: Mapping[str, str] = MappingProxyType({
     "phi-3-mini": "microsoft/Phi-3-mini-4k-instruct",
+    "phi-3-mini-128k": "microsoft/Phi-3-mini-128k-instruct",
     "phi-3-medium": "microsoft/Phi-3-medium-4k-instruct",
+    "phi-3-medium-128k": "microsoft/Phi-3-medium-128k-instruct",
     "phi-3.5-mini": "microsoft/Phi-3.5-mini-instruct",
     "phi-4-mini": "microsoft/Phi-4-mini-instruct",
+    "phi-4-mini-reasoning": "microsoft/Phi-4-mini-reasoning",
     "phi-4": "microsoft/phi-4",
+    "phi-4-reasoning": "microsoft/Phi-4-reasoning",
 })  # fmt: skip
 
 # The model that ships with the package.

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from aipc import inventory, plan, prepare
 from aipc.errors import DeviceError, MissingExtraError, SchemeError, UsageError
+from aipc.longrope import Crossings
 from aipc.runtimes.base import Session
 from aipc.text import StopFilter, Text
 from aipc.types import Chunk, Completion, FinishReason, Guidance, Message, Progress, Sampling, Stats
@@ -28,20 +30,24 @@ def load(
     *,
     weight_format: str | None = None,
     revision: str | None = None,
+    context_length: int | None = None,
+    kv_cache: str | None = None,
     properties: Mapping[str, object] | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Model:
     """A model, ready to answer.
 
-    source         an alias, a hub id, a checkpoint folder (converted once, then cached), a converted folder
-    device         "auto", "NPU", "GPU", "GPU.1", "CPU", "CUDA:0", "DML:0", "igpu", "dgpu"
-    runtime        None for the one that suits the folder and the device
-    exact          float32 arithmetic; with unquantised weights, the tokens are those of float32
-    weight_format  "fp16", "int8" or "int4"; None for what a converted folder has, int4 for a checkpoint
-    revision       of a hub repository: branch, tag or commit
-    properties     for the runtime below, in its own words; they win over ours
-    raises         ModelNotFoundError, CheckpointError, UnsupportedModelError, DeviceError, StorageError,
-                   SchemeError, MissingExtraError
+    source          an alias, a hub id, a checkpoint folder (converted once, then cached), a converted folder
+    device          "auto", "NPU", "GPU", "GPU.1", "CPU", "CUDA:0", "DML:0", "igpu", "dgpu"
+    runtime         None for the one that suits the folder and the device
+    exact           float32 arithmetic; with unquantised weights, the tokens are those of float32
+    weight_format   "fp16", "int8" or "int4"; None for what a converted folder has, int4 for a checkpoint
+    revision        of a hub repository: branch, tag or commit
+    context_length  most tokens of prompt and answer; None for all that the model takes and memory holds
+    kv_cache        numbers in the KV cache, "u8", "f16" or "f32", where the runtime has a choice
+    properties      for the runtime below, in its own words; they win over ours
+    raises          ModelNotFoundError, CheckpointError, UnsupportedModelError, DeviceError, StorageError,
+                    SchemeError, MissingExtraError
     """
     started = time.perf_counter()
     # Wrong words are found before anything is fetched.
@@ -57,7 +63,14 @@ def load(
                 weight_format=weight_format,
                 revision=revision,
             )
-            model = _open(ready, candidate, exact=exact, properties=properties)
+            model = _open(
+                ready,
+                candidate,
+                exact=exact,
+                context_length=context_length,
+                kv_cache=kv_cache,
+                properties=properties,
+            )
         except (DeviceError, SchemeError, MissingExtraError) as exc:
             if chosen.named or candidate is chosen.candidates[-1]:
                 raise
@@ -74,10 +87,13 @@ def _open(
     candidate: inventory.Candidate,
     *,
     exact: bool,
+    context_length: int | None,
+    kv_cache: str | None,
     properties: Mapping[str, object] | None,
 ) -> Model:
     """The model on one runtime and device."""
     runtime, device = candidate.runtime, candidate.device
+    length = ready.fitting_context(device, runtime, context_length, kv_cache)
     text = Text.load(ready.folder)
     session: Session = inventory.runtime_module(runtime).open_session(
         ready.folder,
@@ -85,9 +101,14 @@ def _open(
         exact=exact,
         properties=properties,
         compiled_dir=ready.compiled_dir(device, runtime),
-        context_length=ready.context_length,
+        context_length=length,
         precision=ready.precision,
+        rope_border=ready.rope_border,
+        kv_cache=kv_cache,
     )
+    notes = session.notes
+    if context_length is None and length < ready.context_length:
+        notes += (f"memory holds a context of {length} of the model's {ready.context_length} tokens",)
     return Model(
         ready.name,
         text,
@@ -95,16 +116,18 @@ def _open(
         runtime=runtime.title,
         folder=ready.folder,
         address=device.address,
-        notes=session.notes,
+        rope_border=ready.rope_border,
+        notes=notes,
     )
 
 
 class Model:
     """Answers prompts on one device. Close it, or use it in a `with` block, to free the device.
 
-    folder   what it was loaded from
-    address  of the device that answers: of PCI or the LUID; None where the runtime does not say it
-    notes    sentences about what was chosen, for people
+    folder        what it was loaded from
+    address       of the device that answers: of PCI or the LUID; None where the runtime does not say it
+    rope_border   LongRoPE's factors change after so many tokens, or None
+    notes         sentences about what was chosen, for people
     """
 
     def __init__(
@@ -117,6 +140,7 @@ class Model:
         folder: Path | None = None,
         address: str | None = None,
         load_s: float = 0.0,
+        rope_border: int | None = None,
         notes: Iterable[str] = (),
     ) -> None:
         self.name = name
@@ -127,6 +151,7 @@ class Model:
         self.address = address
         self.load_s = load_s
         self.notes = tuple(notes)
+        self._crossings = Crossings(rope_border)
 
     @property
     def device(self) -> str:
@@ -183,7 +208,8 @@ class Model:
         stop_filter = StopFilter((stop,) if isinstance(stop, str) else stop)
         ids = self.encode(prompt, raw=raw)
         started = time.perf_counter()
-        chunks = self._stream(len(ids), self.session.generate(ids, sampling), sampling, stop_filter, started)
+        tokens = self.session.generate(ids, sampling)
+        chunks = self._stream(ids, tokens, sampling, stop_filter, started)
         return chunks if monitor is None else monitor.watch(chunks, self.device, self.address)
 
     def generate(self, prompt: Prompt, **options: Any) -> Completion:
@@ -227,13 +253,15 @@ class Model:
 
     def _stream(
         self,
-        prompt_tokens: int,
+        prompt: Sequence[int],
         tokens: Iterator[int],
         sampling: Sampling,
         stop_filter: StopFilter,
         started: float,
     ) -> Iterator[Chunk]:
         """Ids to text, and the only clock: time is taken where a token is received."""
+        room = self.context_length - len(prompt)
+        long_factors, prefilled_anew = self._crossings.add(prompt, min(sampling.max_new_tokens, room))
         decoder = self.text.decoder()
         first = last = None
         received = 0
@@ -261,7 +289,11 @@ class Model:
             rest,
             (),
             "stop" if stop_filter.stopped else reason,
-            self._stats(prompt_tokens, received, started, first, last),
+            replace(
+                self._stats(len(prompt), received, started, first, last),
+                long_factors=long_factors,
+                prefilled_anew=prefilled_anew,
+            ),
         )
 
     def _stats(

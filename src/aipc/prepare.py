@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from aipc import cache, hub, preflight
-from aipc.errors import CheckpointError, SchemeError, StorageError, UsageError, shown
+from aipc import cache, hub, memory, preflight
+from aipc.errors import AipcError, CheckpointError, SchemeError, StorageError, UsageError, shown
+from aipc.longrope import USUAL_BORDER, border_in
 from aipc.manifest import MANIFEST_FILE, Manifest
-from aipc.phi3 import read_json_object
+from aipc.phi3 import Phi3Config, read_json_object
 from aipc.runtimes.base import ONNXRUNTIME, OPENVINO, RUNTIMES, Device, RuntimeInfo
 from aipc.types import Progress
 
@@ -60,6 +61,47 @@ class ReadyModel:
                 hint="download or convert the model again",
             )
         return length
+
+    @property
+    def rope_border(self) -> int | None:
+        """After how many tokens LongRoPE's factors change; None if they never do.
+
+        raises   CheckpointError
+        """
+        path = self.folder / "config.json"
+        if path.is_file():
+            return border_in(read_json_object(path))
+        return USUAL_BORDER if self.context_length > USUAL_BORDER else None
+
+    def fitting_context(
+        self, device: Device, runtime: RuntimeInfo, asked: int | None, kv_cache: str | None
+    ) -> int:
+        """The most tokens that the model takes, memory holds and the caller asks for.
+
+        raises   UsageError for more than the model takes; DeviceError for more than memory holds
+        """
+        length = self.context_length
+        if asked is not None and not 1 <= asked <= length:
+            raise UsageError(f"the context length is {asked}; this model takes 1 to {length} tokens")
+        numbers = self._kv_numbers()
+        # A discrete GPU has memory of its own, and its runtime says when it is full.
+        if device.kind == "discrete GPU" or numbers is None:
+            return asked or length
+        return memory.fitting_context(
+            asked or length,
+            asked=asked is not None,
+            weights_bytes=cache.bytes_below(self.folder),
+            kv_numbers=numbers,
+            kv_cache=kv_cache or runtime.kv_cache(device),
+        )
+
+    def _kv_numbers(self) -> int | None:
+        """Numbers of a token in the KV cache; None for a model of others that aipc does not know."""
+        try:
+            config = Phi3Config.read(self.folder)
+        except AipcError:
+            return None
+        return 2 * config.layers * config.kv_heads * config.head_size
 
     @property
     def precision(self) -> str:

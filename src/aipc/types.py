@@ -170,6 +170,8 @@ class Stats:
     load_s      from the call of load() to a session that is warm
     ttft_s      from the call to the first token
     tpot_s      mean time of each later token
+    long_factors    whether LongRoPE's factors for long texts were taken; None for a model without
+    prefilled_anew  the text was begun with the other factors, and what was computed of it is of no use
 
     The rest is known where a monitor watched:
     mean_utilisation, peak_utilisation   0 to 1, of the device
@@ -189,6 +191,8 @@ class Stats:
     peak_utilisation: float | None = None
     energy_j: float | None = None
     device_used: bool | None = None
+    long_factors: bool | None = None
+    prefilled_anew: bool = False
 
     @property
     def tokens_per_s(self) -> float | None:

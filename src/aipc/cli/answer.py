@@ -78,6 +78,7 @@ def summary(answer: Answer) -> str:
         f"{stats.generated_tokens} tokens" if stats.generated_tokens != 1 else "1 token",
         f"{100 * stats.mean_utilisation:.0f} % busy" if stats.mean_utilisation is not None else "",
         f"{stats.energy_j:.1f} J" if stats.energy_j is not None else "",
+        "computed anew with the factors for long texts" if stats.prefilled_anew else "",
         ends.get(answer.finish_reason or "", ""),
     ]
     line = f"[{' · '.join(part for part in parts if part)}]"

@@ -46,6 +46,15 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--revision", help="branch, tag or commit of a hub id")
     parser.add_argument("--exact", action="store_true", help="compute in float32: slower, reproducible")
+    parser.add_argument(
+        "--context-length",
+        type=int,
+        metavar="N",
+        help="most tokens of prompt and answer (default: what the model takes and memory holds)",
+    )
+    parser.add_argument(
+        "--kv-cache", metavar="TYPE", help="numbers in the KV cache: u8, f16, f32 (default: by runtime)"
+    )
     parser.add_argument("--system", metavar="TEXT", help="instructions that come before the conversation")
     parser.add_argument(
         "--raw", action="store_true", help="continue PROMPT as plain text, without a chat template"
@@ -104,6 +113,8 @@ def open_model(args: Namespace) -> Iterator[Model]:
             exact=args.exact,
             weight_format=args.weight_format,
             revision=args.revision,
+            context_length=args.context_length,
+            kv_cache=args.kv_cache,
             progress=progress,
         )
     with model:

@@ -26,6 +26,9 @@ _MASKED = -65504.0
 # The end of the name of a weight's last conversion, which is marked as decompression in the IR.
 DECOMPRESSED = "/float32"
 
+# The names of LongRoPE's two sets in the IR, where a program that loads it may find and exchange them.
+ROPE_SETS = ("rope/short", "rope/long")
+
 _TO_THE_END = np.iinfo(np.int64).max
 
 
@@ -152,14 +155,37 @@ class _Builder:
 
     def rotations(self) -> tuple[Node, Node]:
         """cos and sin of every position, [batch, 1, tokens, rotary_size]."""
-        frequencies = _f32(self.config.inverse_frequencies().reshape(1, -1, 1))
+        frequencies, scale = self.rope_factors()
         positions = ops.convert(ops.unsqueeze(self.position_ids, _i64(1)), np.float32)
         angles = ops.transpose(ops.matmul(frequencies, positions, False, False), _i64([0, 2, 1]))
         angles = ops.concat([angles, angles], axis=-1)
-        return (
-            ops.unsqueeze(ops.cos(angles), _i64(1)),
-            ops.unsqueeze(ops.sin(angles), _i64(1)),
-        )
+        waves = ops.cos(angles), ops.sin(angles)
+        if scale is not None:
+            waves = ops.multiply(waves[0], scale), ops.multiply(waves[1], scale)
+        return ops.unsqueeze(waves[0], _i64(1)), ops.unsqueeze(waves[1], _i64(1))
+
+    def rope_factors(self) -> tuple[Node, Node | None]:
+        """The inverse frequencies, [1 or batch, rotary_size / 2, 1], and the scale of cos and sin."""
+        config = self.config
+        if config.rope_border is None:
+            scale = config.rope_scale()
+            frequencies = config.inverse_frequencies().reshape(1, -1, 1)
+            return _f32(frequencies), None if scale == 1.0 else _f32([[[scale]]])
+        # Each sequence by itself, as transformers does with one: all of it, once it is beyond the border.
+        reach = ops.reduce_max(self.position_ids, _i64([1]), keep_dims=True)
+        is_long = ops.unsqueeze(ops.greater_equal(reach, _i64(config.rope_border)), _i64(2))
+        chosen = ops.select(is_long, self.rope_set(long=True), self.rope_set(long=False))
+        pairs = config.rotary_size // 2
+        frequencies, scale = ops.variadic_split(chosen, _i64(1), _i64([pairs, 1])).outputs()
+        return frequencies, scale
+
+    def rope_set(self, *, long: bool) -> Node:
+        """A set of factors: the inverse frequencies, then the scale, [1, rotary_size / 2 + 1, 1]."""
+        config = self.config
+        values = np.append(config.inverse_frequencies(long=long), np.float32(config.rope_scale(long=long)))
+        node = _f32(values.reshape(1, -1, 1))
+        node.set_friendly_name(ROPE_SETS[long])
+        return node
 
     def attention_bias(self) -> Node:
         """0 where a token may look and the lowest float16 elsewhere, [batch, 1, tokens, keys].
@@ -277,6 +303,7 @@ def _f32(value: Any) -> Node:
 def _give_unique_names(model: ov.Model) -> None:
     """Name every node by its place: the NPU compiler refuses a graph with duplicate names."""
     for index, node in enumerate(model.get_ordered_ops()):
-        named = node.get_type_name() == "Parameter" or node.get_friendly_name().endswith(DECOMPRESSED)
+        name = node.get_friendly_name()
+        named = node.get_type_name() == "Parameter" or name.endswith(DECOMPRESSED) or name in ROPE_SETS
         if not named:
             node.set_friendly_name(f"{node.get_type_name()}_{index}")

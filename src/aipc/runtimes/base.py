@@ -75,6 +75,7 @@ class RuntimeInfo:
     model_file   a folder that holds this file is for this runtime
     devices      families of devices that it reaches, as the first part of a device word, and for each
                  the extra of aipc that installs what computes there
+    kv_caches    for each of them, what its KV cache holds unless asked otherwise, such as "f16"
     compiles     whether it keeps what it compiles for a GPU or an NPU
     """
 
@@ -86,7 +87,12 @@ class RuntimeInfo:
     distribution: str
     model_file: str
     devices: Mapping[str, str]
+    kv_caches: Mapping[str, str]
     compiles: bool
+
+    def kv_cache(self, device: Device) -> str:
+        """What the KV cache on a device holds unless asked otherwise."""
+        return self.kv_caches[device.family]
 
 
 OPENVINO = RuntimeInfo(
@@ -98,6 +104,7 @@ OPENVINO = RuntimeInfo(
     distribution="openvino-genai",
     model_file="openvino_model.xml",
     devices={"NPU": "openvino", "GPU": "openvino", "CPU": "openvino"},
+    kv_caches={"NPU": "f16", "GPU": "f16", "CPU": "u8"},
     compiles=True,
 )
 
@@ -110,6 +117,7 @@ ONNXRUNTIME = RuntimeInfo(
     distribution="onnxruntime-genai",
     model_file="genai_config.json",
     devices={"CPU": "onnx", "CUDA": "cuda", "DML": "directml"},
+    kv_caches={"CPU": "f32", "CUDA": "f16", "DML": "f16"},
     compiles=False,
 )
 

@@ -18,9 +18,6 @@ from aipc.runtimes.session import EngineSession
 
 _ENGINE = "aipc.runtimes.onnxruntime_engine"
 
-# Where LongRoPE's factors change in all of Microsoft's models that have them.
-_USUAL_BORDER = 4096
-
 
 def open_session(
     folder: Path,
@@ -31,6 +28,8 @@ def open_session(
     compiled_dir: Path | None = None,
     context_length: int,
     precision: str,
+    rope_border: int | None = None,
+    kv_cache: str | None = None,
 ) -> OnnxRuntimeSession:
     """A converted folder, loaded and warm.
 
@@ -40,6 +39,8 @@ def open_session(
     compiled_dir     not used: nothing is compiled that is worth keeping
     context_length   most tokens of prompt and answer together
     precision        of the weights, for people
+    rope_border      LongRoPE's factors change after so many tokens, or None
+    kv_cache         "f32" on the CPU, "f16" elsewhere: the folder decides, and None is as well
 
     raises   DeviceError, CheckpointError, UnsupportedModelError, MissingExtraError, UsageError,
              RuntimeFailedError
@@ -48,6 +49,12 @@ def open_session(
     _require_device(device)
     if exact:
         _require_exact(device, precision)
+    held = "f32" if device == "CPU" else "f16"
+    if kv_cache not in {None, held}:
+        raise UsageError(
+            f"the KV cache of ONNX Runtime on {device} is {held}; {kv_cache!r} is not possible",
+            hint="leave --kv-cache out, or take --runtime openvino",
+        )
     model = _model(folder)
     context = min(context_length, _number(model.get("context_length"), context_length))
     worker = Worker(
@@ -57,7 +64,7 @@ def open_session(
             "device": device,
             "properties": dict(properties or {}),
             "context_length": context,
-            "rope_border": _rope_border(folder, context),
+            "rope_border": rope_border,
         },
     )
     vocab_size = _number(model.get("vocab_size"), 0) or None
@@ -118,18 +125,6 @@ def _model(folder: Path) -> dict[str, object]:
             f"{path}: model is {shown(model)}, not an object", hint="convert or download the model again"
         )
     return model
-
-
-def _rope_border(folder: Path, context_length: int) -> int | None:
-    """After how many tokens LongRoPE's factors change; None if they never do."""
-    path = folder / "config.json"
-    if not path.is_file():
-        return _USUAL_BORDER if context_length > _USUAL_BORDER else None
-    config = read_json_object(path)
-    if not config.get("rope_scaling"):
-        return None
-    border = _number(config.get("original_max_position_embeddings"), _USUAL_BORDER)
-    return border if border < context_length else None
 
 
 def _number(value: object, otherwise: int) -> int:

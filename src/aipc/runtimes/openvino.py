@@ -9,14 +9,20 @@ import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 
-from aipc.errors import MissingExtraError
+from aipc.errors import MissingExtraError, UsageError
 from aipc.phi3 import read_json_object
 from aipc.runtimes import openvino_devices
 from aipc.runtimes.base import OPENVINO, Device
+from aipc.runtimes.openvino_factors import has_factors
 from aipc.runtimes.process import Worker
 from aipc.runtimes.session import EngineSession
 
 _ENGINE = "aipc.runtimes.openvino_engine"
+
+# Most tokens of prompt and answer on the NPU: it computes in fixed shapes, and compiles each for minutes.
+NPU_CONTEXT_LENGTH = 8192
+
+KV_CACHES = ("u8", "f16", "bf16", "f32")
 
 
 def open_session(
@@ -28,6 +34,8 @@ def open_session(
     compiled_dir: Path | None = None,
     context_length: int,
     precision: str,
+    rope_border: int | None = None,
+    kv_cache: str | None = None,
 ) -> OpenVINOSession:
     """A converted folder, loaded and warm.
 
@@ -38,21 +46,36 @@ def open_session(
                      driver and the version of OpenVINO. The CPU gains nothing from it and leaves it empty
     context_length   most tokens of prompt and answer together
     precision        of the weights, for people
+    rope_border      LongRoPE's factors change after so many tokens, or None
+    kv_cache         what the KV cache holds: one of `KV_CACHES`, or None for OpenVINO's own choice
 
-    raises   DeviceError, SchemeError, CheckpointError, MissingExtraError, RuntimeFailedError
+    raises   DeviceError, SchemeError, CheckpointError, MissingExtraError, UsageError, RuntimeFailedError
     """
     _require_packages()
+    notes: tuple[str, ...] = ()
+    if device == "NPU" and context_length > NPU_CONTEXT_LENGTH:
+        notes += (f"on the NPU, prompt and answer together take {NPU_CONTEXT_LENGTH} tokens",)
+        context_length = NPU_CONTEXT_LENGTH
+    if rope_border is not None and not has_factors(folder):
+        notes += (
+            f"this folder was made by others, and cannot be told LongRoPE's factors: it takes {rope_border} "
+            "tokens; for more, convert the checkpoint",
+        )
+        context_length, rope_border = min(context_length, rope_border), None
     worker = Worker(
         _ENGINE,
         {
             "folder": str(folder),
             "device": device,
             "exact": exact,
-            "properties": dict(properties or {}),
+            "properties": _kv_cache_property(kv_cache, device) | dict(properties or {}),
+            "rope_border": rope_border,
             "compiled_dir": None if compiled_dir is None or device == "CPU" else str(compiled_dir),
         },
     )
-    return OpenVINOSession(worker, _vocab_size(folder), context_length, precision + ", exact" * exact)
+    session = OpenVINOSession(worker, _vocab_size(folder), context_length, precision + ", exact" * exact)
+    session.notes += notes
+    return session
 
 
 class OpenVINOSession(EngineSession):
@@ -66,6 +89,18 @@ def available_devices() -> list[Device]:
     """
     _require_packages()
     return openvino_devices.devices()
+
+
+def _kv_cache_property(kv_cache: str | None, device: str) -> dict[str, object]:
+    if kv_cache is None:
+        return {}
+    if kv_cache not in KV_CACHES:
+        raise UsageError(f"there is no KV cache {kv_cache!r}; OpenVINO has {', '.join(KV_CACHES)}")
+    if device == "NPU":
+        raise UsageError(
+            "the KV cache on the NPU is f16", hint="leave --kv-cache out, or take another device"
+        )
+    return {"KV_CACHE_PRECISION": kv_cache}
 
 
 def _require_packages() -> None:

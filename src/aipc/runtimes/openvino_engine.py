@@ -6,17 +6,20 @@ Two engines. `BatchEngine` is for CPU and GPU: paged attention, any number of st
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from aipc import preflight
+from aipc import memory, preflight
 from aipc.errors import AipcError, DeviceError, RuntimeFailedError, UsageError, require
+from aipc.longrope import takes_long_factors
 from aipc.runtimes.engine import Engine, Inbox, Outbox, Request, serve
 from aipc.runtimes.openvino_errors import gist, translated
+from aipc.runtimes.openvino_factors import folder_with_factors
 from aipc.types import Sampling
 
 # The first import decides whether OpenVINO's telemetry comes with it.
@@ -51,13 +54,36 @@ _WARM_UP = Sampling(max_new_tokens=2)
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What the caller's `open_session` hands over; JSON turns paths into text."""
+    """What the caller's `open_session` hands over; JSON turns paths into text.
+
+    rope_border   LongRoPE's factors change after so many tokens, or None
+    """
 
     folder: str
     device: str
     exact: bool
     properties: Mapping[str, Any]
     compiled_dir: str | None
+    rope_border: int | None = None
+
+    def is_long(self, request: Request) -> bool:
+        """Whether a request is computed with the factors for long texts."""
+        return takes_long_factors(self.rope_border, len(request.prompt), request.sampling.max_new_tokens)
+
+    def cache_dir(self, name: str, *, long: bool) -> dict[str, str]:
+        """The property for what a device compiles: each set of factors makes another model."""
+        if self.compiled_dir is None:
+            return {}
+        return {"CACHE_DIR": str(Path(self.compiled_dir, name, "long" if long else ""))}
+
+    @contextmanager
+    def model_folder(self, *, long: bool) -> Iterator[str]:
+        """Where to load the model from, with one set of factors."""
+        if self.rope_border is None:
+            yield self.folder
+            return
+        with folder_with_factors(Path(self.folder), long=long) as folder:
+            yield str(folder)
 
 
 def main() -> None:
@@ -73,26 +99,27 @@ def load(options: Options) -> Engine:
     if options.device == "NPU":
         return _load_npu(options)
     require_device(options.device)
-    properties = dict(EXACT) if options.exact else {}
-    if options.compiled_dir is not None:
-        properties["CACHE_DIR"] = options.compiled_dir
-    properties |= options.properties
     try:
-        batching = genai.ContinuousBatchingPipeline(
-            options.folder,
-            scheduler(options.device),
-            options.device,
-            {"sampler_num_threads": 1} | properties,
-        )
+        batching = _batching(options, long=False)
     except (RuntimeError, MemoryError) as exc:
         error = translated(exc, options.folder, options.device)
         if type(error) is not RuntimeFailedError:
             raise error from exc
     else:
-        return BatchEngine(batching, options.device, Grammars(options.folder))
+        return BatchEngine(options, batching)
     note = f"paged attention does not take this model ({error.message}): it answers one request at a time"
-    pipeline = _pipeline(options.folder, options.device, {"ATTENTION_BACKEND": "SDPA"} | properties)
-    return SerialEngine(lambda _tokens: pipeline, options.device, Grammars(options.folder), (note,))
+    return SerialEngine(options, PlainPipelines(options), options.device, (note,))
+
+
+def _properties(options: Options, *, long: bool) -> dict[str, Any]:
+    exact = EXACT if options.exact else {}
+    return {**exact, **options.cache_dir("", long=long), **options.properties}
+
+
+def _batching(options: Options, *, long: bool) -> genai.ContinuousBatchingPipeline:
+    properties = {"sampler_num_threads": 1} | _properties(options, long=long)
+    with options.model_folder(long=long) as folder:
+        return genai.ContinuousBatchingPipeline(folder, scheduler(options.device), options.device, properties)
 
 
 def require_device(device: str) -> None:
@@ -144,38 +171,79 @@ def generation_config(sampling: Sampling) -> genai.GenerationConfig:
 
 
 class BatchEngine:
-    """Continuous batching: each step computes one token of every stream, and chunks of new prompts."""
+    """Continuous batching: each step computes one token of every stream, and chunks of new prompts.
 
-    def __init__(self, pipeline: genai.ContinuousBatchingPipeline, device: str, grammars: Grammars) -> None:
-        self._pipeline = pipeline
-        self._grammars = grammars
+    Requests with LongRoPE's factors for long texts have a pipeline of their own, opened for the first of
+    them. Where memory does not hold both, one is closed before the other is opened.
+    """
+
+    def __init__(self, options: Options, pipeline: genai.ContinuousBatchingPipeline) -> None:
+        self._options = options
+        self._pipelines = {False: pipeline}
+        self._grammars = Grammars(options.folder)
+        self._waiting: list[Request] = []
         self._streams: dict[int, genai.GenerationHandle] = {}
-        self.about: Mapping[str, object] = {"device": device, "notes": []}
-        self._warm_up()
+        self.about: Mapping[str, object] = {"device": options.device, "notes": []}
+        _warm_up(pipeline)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a pipeline has something to compute."""
+        return any(pipeline.has_non_finished_requests() for pipeline in self._pipelines.values())
 
     def run(self, inbox: Inbox, outbox: Outbox) -> None:
         """Answer requests until the inbox is closed."""
         while not inbox.closed:
-            for request in inbox.take(wait=not self._streams):
-                self._admit(request, outbox)
+            self._waiting += inbox.take(wait=not self._streams and not self._waiting)
+            # In their order: else those for one pipeline could keep the other closed for ever.
+            while self._waiting and self._admit(self._waiting[0], inbox, outbox):
+                del self._waiting[0]
             for number in [n for n in self._streams if inbox.withdrawn(n)]:
                 self._streams.pop(number).cancel()
                 inbox.forget(number)
             # A step also frees what a cancelled stream held.
-            if self._pipeline.has_non_finished_requests():
-                self._pipeline.step()
+            if self.busy:
+                for pipeline in self._pipelines.values():
+                    if pipeline.has_non_finished_requests():
+                        pipeline.step()
                 self._deliver(inbox, outbox)
 
-    def _admit(self, request: Request, outbox: Outbox) -> None:
+    def _admit(self, request: Request, inbox: Inbox, outbox: Outbox) -> bool:
+        """Begin a request, or refuse it; False if there is no room for its pipeline yet."""
+        if inbox.withdrawn(request.number):
+            inbox.forget(request.number)
+            return True
         try:
             self._grammars.check(request.sampling.guidance)
-            self._streams[request.number] = self._pipeline.add_request(
+            pipeline = self._pipeline_for(long=self._options.is_long(request))
+            if pipeline is None:
+                return False
+            self._streams[request.number] = pipeline.add_request(
                 request.number, as_tensor(request.prompt), generation_config(request.sampling)
             )
         except AipcError as error:
             outbox.error(request.number, error)
-        except RuntimeError as exc:
+        except (RuntimeError, MemoryError) as exc:
             outbox.error(request.number, _failed(exc))
+        return True
+
+    def _pipeline_for(self, *, long: bool) -> genai.ContinuousBatchingPipeline | None:
+        """The pipeline with a set of factors, or None as long as its place is taken.
+
+        raises   DeviceError, CheckpointError, StorageError, RuntimeFailedError
+        """
+        if long not in self._pipelines:
+            if self._pipelines and not _has_room_for(self._options.folder):
+                if self.busy:
+                    return None
+                self._pipelines.clear()
+            try:
+                pipeline = _batching(self._options, long=long)
+            except (RuntimeError, MemoryError) as exc:
+                raise translated(exc, self._options.folder, self._options.device) from exc
+            _warm_up(pipeline)
+            self._pipelines[long] = pipeline
+        return self._pipelines[long]
 
     def _deliver(self, inbox: Inbox, outbox: Outbox) -> None:
         """Give out what the last step made."""
@@ -193,10 +261,19 @@ class BatchEngine:
             elif ids or end:
                 outbox.ids(number, ids, end=end)
 
-    def _warm_up(self) -> None:
-        handle = self._pipeline.add_request(0, as_tensor([0]), generation_config(_WARM_UP))
-        while handle.get_status() == genai.GenerationStatus.RUNNING:
-            self._pipeline.step()
+
+def _warm_up(pipeline: genai.ContinuousBatchingPipeline) -> None:
+    handle = pipeline.add_request(0, as_tensor([0]), generation_config(_WARM_UP))
+    while handle.get_status() == genai.GenerationStatus.RUNNING:
+        pipeline.step()
+
+
+def _has_room_for(folder: str) -> bool:
+    """Whether memory holds the model's weights once more, as far as is known."""
+    free = memory.free_bytes()
+    # What a runtime needs besides them was at most a quarter of them.
+    needed = Path(folder, "openvino_model.bin").stat().st_size * 5 // 4
+    return free is None or free > needed
 
 
 _NO_ROOM = RuntimeFailedError(
@@ -208,20 +285,21 @@ _NO_ROOM = RuntimeFailedError(
 class SerialEngine:
     """One stream at a time through an `LLMPipeline`.
 
-    pipeline_for   gives a pipeline that takes a prompt of so many tokens
+    pipeline_for   gives a pipeline that takes a prompt of so many tokens, with one of LongRoPE's factors
     """
 
     def __init__(
         self,
-        pipeline_for: Callable[[int], genai.LLMPipeline],
+        options: Options,
+        pipeline_for: Callable[[int, bool], genai.LLMPipeline],
         device: str,
-        grammars: Grammars,
         notes: tuple[str, ...] = (),
     ) -> None:
+        self._options = options
         self._pipeline_for = pipeline_for
-        self._grammars = grammars
+        self._grammars = Grammars(options.folder)
         self.about: Mapping[str, object] = {"device": device, "notes": list(notes)}
-        pipeline_for(2).generate(as_tensor([0, 0]), generation_config(_WARM_UP))
+        pipeline_for(2, False).generate(as_tensor([0, 0]), generation_config(_WARM_UP))
 
     def run(self, inbox: Inbox, outbox: Outbox) -> None:
         """Answer requests until the inbox is closed."""
@@ -252,7 +330,8 @@ class SerialEngine:
             asked, max_new_tokens=asked.max_new_tokens - made, seed=((asked.seed or 0) + made) % 2**32
         )
         ids = streamer.request.prompt + streamer.ids
-        self._pipeline_for(len(ids)).generate(as_tensor(ids), generation_config(sampling), streamer)
+        pipeline = self._pipeline_for(len(ids), self._options.is_long(streamer.request))
+        pipeline.generate(as_tensor(ids), generation_config(sampling), streamer)
         if len(streamer.ids) == made and not streamer.ended:
             raise RuntimeFailedError("OpenVINO gave no token and no reason", hint="try again on the CPU")
 
@@ -289,6 +368,27 @@ class _Streamer(genai.StreamerBase):  # type: ignore[misc]
         """Called after the last one."""
 
 
+class PlainPipelines:
+    """The pipeline with one of LongRoPE's factors; the other's is closed before it is opened."""
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._long: bool | None = None
+        self._pipeline: genai.LLMPipeline | None = None
+
+    def __call__(self, _prompt_tokens: int, long: bool) -> genai.LLMPipeline:
+        """A pipeline; it takes prompts of any length.
+
+        raises   DeviceError, CheckpointError, RuntimeFailedError
+        """
+        if self._pipeline is None or long is not self._long:
+            self._pipeline = None
+            properties = {"ATTENTION_BACKEND": "SDPA"} | _properties(self._options, long=long)
+            self._pipeline = _pipeline(self._options, properties, long=long)
+            self._long = long
+        return self._pipeline
+
+
 class NPUPipelines:
     """The NPU's pipeline. It is compiled for fixed lengths, and anew when a prompt needs more.
 
@@ -299,9 +399,10 @@ class NPUPipelines:
     def __init__(self, options: Options) -> None:
         self._options = options
         self._prompt_tokens = 0
+        self._long = False
         self._pipeline: genai.LLMPipeline | None = None
 
-    def __call__(self, prompt_tokens: int) -> genai.LLMPipeline:
+    def __call__(self, prompt_tokens: int, long: bool) -> genai.LLMPipeline:
         """A pipeline that takes a prompt of so many tokens.
 
         raises   UsageError, SchemeError, DeviceError, RuntimeFailedError
@@ -309,23 +410,23 @@ class NPUPipelines:
         if prompt_tokens < 2:
             # NPUW would take a single token for the next one of the answer before, and answer wrongly.
             raise UsageError("the NPU takes prompts of two tokens or more; this one has one")
-        if self._pipeline is None or prompt_tokens > self._prompt_tokens:
+        if self._pipeline is None or prompt_tokens > self._prompt_tokens or long is not self._long:
             # Both at once may be more than the memory holds.
             self._pipeline = None
-            self._pipeline = self._compile(bucket(prompt_tokens), ANSWER_TOKENS)
-            self._prompt_tokens = bucket(prompt_tokens)
+            self._pipeline = self._compile(bucket(prompt_tokens), ANSWER_TOKENS, long=long)
+            self._prompt_tokens, self._long = bucket(prompt_tokens), long
         return self._pipeline
 
-    def _compile(self, prompt_tokens: int, answer_tokens: int) -> genai.LLMPipeline:
+    def _compile(self, prompt_tokens: int, answer_tokens: int, *, long: bool) -> genai.LLMPipeline:
+        shapes = f"{prompt_tokens}-{answer_tokens}"
         properties: dict[str, Any] = {
             **NPU_ONLY,
             "MAX_PROMPT_LEN": prompt_tokens,
             "MIN_RESPONSE_LEN": answer_tokens,
+            **self._options.cache_dir(shapes, long=long),
+            **self._options.properties,
         }
-        if self._options.compiled_dir is not None:
-            shapes = f"{prompt_tokens}-{answer_tokens}"
-            properties["CACHE_DIR"] = str(Path(self._options.compiled_dir) / shapes)
-        return _pipeline(self._options.folder, "NPU", properties | dict(self._options.properties))
+        return _pipeline(self._options, properties, long=long)
 
 
 def bucket(tokens: int) -> int:
@@ -341,17 +442,18 @@ def _load_npu(options: Options) -> SerialEngine:
     if options.exact:
         raise DeviceError("the NPU computes in float16: it has no exact arithmetic", hint="take --device CPU")
     word = "NPU" if stand_in == "NPU" else f"NPU (NPUW on {stand_in})"
-    return SerialEngine(NPUPipelines(options), word, Grammars(options.folder), notes)
+    return SerialEngine(options, NPUPipelines(options), word, notes)
 
 
-def _pipeline(folder: str, device: str, properties: Mapping[str, Any]) -> genai.LLMPipeline:
+def _pipeline(options: Options, properties: Mapping[str, Any], *, long: bool) -> genai.LLMPipeline:
     try:
-        return genai.LLMPipeline(folder, device, **properties)
+        with options.model_folder(long=long) as folder:
+            return genai.LLMPipeline(folder, options.device, **properties)
     except (RuntimeError, MemoryError) as exc:
-        raise translated(exc, folder, device) from exc
+        raise translated(exc, options.folder, options.device) from exc
 
 
-def _failed(exc: RuntimeError) -> RuntimeFailedError:
+def _failed(exc: Exception) -> RuntimeFailedError:
     error = RuntimeFailedError(f"OpenVINO could not answer: {gist(exc)}")
     error.__cause__ = exc
     return error

@@ -1,0 +1,84 @@
+"""A folder for OpenVINO in which one of LongRoPE's two sets of factors stands in the place of both.
+
+The graph itself chooses by the positions it sees. But the pipelines compute a prompt in pieces, and paged
+attention many sequences in one step, so what a step sees is not the length of a text. Nor can a pipeline be
+told. So there is one pipeline for each set; both read the same weights.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from aipc.errors import CheckpointError, StorageError
+from aipc.runtimes.base import OPENVINO
+
+# The constants as our converter names them. Their places in the weights' file are what is exchanged.
+_SET = re.compile(
+    r'(<layer [^>]*\bname="rope/(short|long)" type="Const"[^>]*>\s*<data [^>]*\boffset=")(\d+)(" size="\d+")'
+)
+_MAX_XML_BYTES = 256 * 2**20
+
+
+def has_factors(folder: Path) -> bool:
+    """Whether the model's two sets of factors can be told apart: where aipc converted it.
+
+    raises   CheckpointError
+    """
+    return set(_places(_description(folder))) == {"short", "long"}
+
+
+@contextmanager
+def folder_with_factors(folder: Path, *, long: bool) -> Iterator[Path]:
+    """A folder to load the model from, computed with one set whatever its length; gone at the end.
+
+    raises   CheckpointError, StorageError
+    """
+    xml = _description(folder)
+    place = _places(xml)["long" if long else "short"]
+    with tempfile.TemporaryDirectory(prefix="aipc-", ignore_cleanup_errors=True) as name:
+        variant = Path(name)
+        try:
+            for path in folder.iterdir():
+                if path.is_file() and path.name != OPENVINO.model_file:
+                    _link(path.resolve(), variant / path.name)
+            edited = _SET.sub(rf"\g<1>{place}\g<4>", xml)
+            (variant / OPENVINO.model_file).write_text(edited, encoding="utf-8")
+        except OSError as exc:
+            raise StorageError(
+                f"a second description of {folder} cannot be written to {variant}: {exc.strerror or exc}",
+                hint="make room there, or point TMPDIR or TEMP to another disk",
+            ) from exc
+        yield variant
+
+
+def _description(folder: Path) -> str:
+    path = folder / OPENVINO.model_file
+    try:
+        if path.stat().st_size > _MAX_XML_BYTES:
+            raise CheckpointError(f"{path} is larger than {_MAX_XML_BYTES >> 20} MB")
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as exc:
+        raise CheckpointError(
+            f"{path} cannot be read: {exc}", hint="convert or download the model again"
+        ) from exc
+
+
+def _places(xml: str) -> dict[str, str]:
+    """The offset of each set."""
+    return {found[2]: found[3] for found in _SET.finditer(xml)}
+
+
+def _link(source: Path, target: Path) -> None:
+    """The file under a second name: on Windows not everyone may link, and not across disks."""
+    for link in (target.symlink_to, target.hardlink_to):
+        try:
+            link(source)
+        except OSError:
+            continue
+        return
+    shutil.copyfile(source, target)
