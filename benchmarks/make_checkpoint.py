@@ -68,8 +68,21 @@ _PHI_4 = _MEDIUM | {
     "sliding_window": None,
     "vocab_size": 100352,
 }
-# The values of each model's published config.json.
-CONFIGS = {"phi-3-mini": _MINI, "phi-3-medium": _MEDIUM, "phi-4": _PHI_4}
+_PHI_4_MINI = _MINI | {
+    "bos_token_id": 199999,
+    "eos_token_id": 199999,
+    "max_position_embeddings": 131072,
+    "num_attention_heads": 24,
+    "num_key_value_heads": 8,
+    "pad_token_id": 199999,
+    "partial_rotary_factor": 0.75,
+    "rope_scaling": {"type": "longrope", "short_factor": [1.0] * 48, "long_factor": [32.0] * 48},
+    "sliding_window": 262144,
+    "tie_word_embeddings": True,
+    "vocab_size": 200064,
+}
+# The values of each model's published config.json; Phi-4-mini's factors are stand-ins.
+CONFIGS = {"phi-3-mini": _MINI, "phi-3-medium": _MEDIUM, "phi-4": _PHI_4, "phi-4-mini": _PHI_4_MINI}
 
 WEIGHT_STD = 0.02
 _BLOCK = 2**20  # elements that a thread makes and writes at a time
