@@ -84,7 +84,7 @@ def test_a_crash_ends_every_stream_and_is_not_forgotten(process: EngineProcess) 
 def test_an_engine_that_breaks_says_why(process: EngineProcess) -> None:
     with pytest.raises(RuntimeFailedError, match="code 1: RuntimeError: a pipeline broke") as caught:
         list(process.stream([RAISE], Sampling()))
-    assert "in _start" in caught.value.__notes__[0]
+    assert "in _start" in caught.value.__notes__[-1]
 
 
 def test_close_ends_streams_and_the_process(process: EngineProcess) -> None:
