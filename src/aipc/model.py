@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -94,18 +95,25 @@ def _open(
     """The model on one runtime and device."""
     runtime, device = candidate.runtime, candidate.device
     length = ready.fitting_context(device, runtime, context_length, kv_cache)
-    text = Text.load(ready.folder)
-    session: Session = inventory.runtime_module(runtime).open_session(
-        ready.folder,
-        device.word,
-        exact=exact,
-        properties=properties,
-        compiled_dir=ready.compiled_dir(device, runtime),
-        context_length=length,
-        precision=ready.precision,
-        rope_border=ready.rope_border,
-        kv_cache=kv_cache,
-    )
+    with ThreadPoolExecutor(1) as reader:
+        # Tokenizer and template are read while another process loads the weights.
+        reading = reader.submit(Text.load, ready.folder)
+        session: Session = inventory.runtime_module(runtime).open_session(
+            ready.folder,
+            device.word,
+            exact=exact,
+            properties=properties,
+            compiled_dir=ready.compiled_dir(device, runtime),
+            context_length=length,
+            precision=ready.precision,
+            rope_border=ready.rope_border,
+            kv_cache=kv_cache,
+        )
+    try:
+        text = reading.result()
+    except BaseException:
+        session.close()
+        raise
     notes = session.notes
     if context_length is None and length < ready.context_length:
         notes += (f"memory holds a context of {length} of the model's {ready.context_length} tokens",)

@@ -16,7 +16,9 @@ from aipc.runtimes.packages import installed_flavour, require_provider
 from aipc.runtimes.process import Worker
 from aipc.runtimes.session import EngineSession
 
-_ENGINE = "aipc.runtimes.onnxruntime_engine"
+# The first one takes what it cannot run to the other.
+_CPU_ENGINE = "aipc.runtimes.onnxruntime_batching"
+_GENAI_ENGINE = "aipc.runtimes.onnxruntime_engine"
 
 
 def open_session(
@@ -58,7 +60,7 @@ def open_session(
     model = _model(folder)
     context = min(context_length, _number(model.get("context_length"), context_length))
     worker = Worker(
-        _ENGINE,
+        _CPU_ENGINE if device == "CPU" else _GENAI_ENGINE,
         {
             "folder": str(folder),
             "device": device,

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from aipc.phi3 import read_json_object
 from aipc.runtimes.cores import physical_cores
 from aipc.runtimes.engine import Inbox, Outbox, Request, serve
 from aipc.runtimes.onnxruntime_errors import failed, gist, translated
+from aipc.runtimes.onnxruntime_options import Options
 from aipc.runtimes.sampling import choose
 from aipc.types import Sampling
 
@@ -49,21 +49,6 @@ LONG_FACTORS = "long_factors"
 _CHOICES = {False: np.array([[0]], np.int64), True: np.array([[1]], np.int64)}
 
 Wanted = Callable[[], bool]
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What the caller's `open_session` hands over; JSON turns paths into text.
-
-    context_length   most tokens of prompt and answer together
-    rope_border      LongRoPE's factors change after so many tokens, or None
-    """
-
-    folder: str
-    device: str
-    properties: Mapping[str, Any]
-    context_length: int
-    rope_border: int | None
 
 
 def main() -> None:

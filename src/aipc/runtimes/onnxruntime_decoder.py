@@ -1,0 +1,272 @@
+"""A model's graph on plain ONNX Runtime, with the keys and values of several sequences beside it.
+
+onnxruntime-genai has one sequence a generator. The graph itself takes a batch of sequences of different
+lengths: its cache is bound as past and as present at once, so that attention appends in place, and a step
+may see any rows of it that follow one another.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from aipc.errors import UnsupportedModelError, UsageError
+from aipc.phi3 import read_json_object
+from aipc.runtimes.cores import physical_cores
+from aipc.runtimes.onnxruntime_errors import translated
+
+# The package reports to Microsoft unless it finds this before it is imported.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as native
+
+# All that a call of the runtime may raise; its own exceptions have no common root.
+FAILURES: tuple[type[Exception], ...] = (
+    RuntimeError,
+    MemoryError,
+    OSError,
+    *(kind for kind in vars(native).values() if isinstance(kind, type) and issubclass(kind, Exception)),
+)
+
+_CACHE_TYPES: dict[str, np.dtype[Any]] = {
+    "tensor(float)": np.dtype(np.float32),
+    "tensor(float16)": np.dtype(np.float16),
+}
+_IDS, _MASK, _POSITIONS, _LOGITS = "input_ids", "attention_mask", "position_ids", "logits"
+
+
+@dataclass(frozen=True, slots=True)
+class CacheShape:
+    """What the graph says of the keys and values of a layer."""
+
+    layers: int
+    heads: int
+    head_size: int
+    dtype: np.dtype[Any]
+
+    @property
+    def token_nbytes(self) -> int:
+        """Of one token in all layers."""
+        return 2 * self.layers * self.heads * self.head_size * self.dtype.itemsize
+
+
+class KVCache:
+    """Keys and values of the tokens in each row: for each layer and part [rows, heads, capacity, head_size].
+
+    Untouched memory costs nothing: a row takes as much as the longest sequence that it has held.
+    """
+
+    def __init__(self, shape: CacheShape) -> None:
+        self.shape = shape
+        self.rows = self.capacity = 0
+        self._touched: list[int] = []
+        self.parts: list[np.ndarray] = [self._empty(0, 0)] * (2 * shape.layers)
+
+    def resize(self, rows: int, capacity: int, held: Sequence[int]) -> None:
+        """Take new memory, with the first `held` tokens of each row; what else was there is free again."""
+        for part, old in enumerate(self.parts):
+            new = self._empty(rows, capacity)
+            for row, count in enumerate(held[:rows]):
+                new[row, :, :count] = old[row, :, :count]
+            # One layer at a time: old and new are never there as wholes.
+            self.parts[part] = new
+        self.rows, self.capacity = rows, capacity
+        self._touched = [*held[:rows], *[0] * (rows - len(held))]
+
+    @property
+    def touched_tokens(self) -> int:
+        """How many tokens' memory is in use, whether or not their values are still wanted."""
+        return sum(self._touched)
+
+    def touch(self, row: int, count: int) -> None:
+        """The first `count` tokens of a row are about to be written."""
+        self._touched[row] = max(self._touched[row], count)
+
+    def copy(self, source: int, target: int, count: int) -> None:
+        """The first `count` tokens of a row into another one."""
+        self.touch(target, count)
+        for part in self.parts:
+            part[target, :, :count] = part[source, :, :count]
+
+    def swap(self, first: int, first_count: int, second: int, second_count: int) -> None:
+        """Two rows that hold so many tokens change places."""
+        self.touch(first, second_count)
+        self.touch(second, first_count)
+        for part in self.parts:
+            kept = part[first, :, :first_count].copy()
+            part[first, :, :second_count] = part[second, :, :second_count]
+            part[second, :, :first_count] = kept
+
+    def _empty(self, rows: int, capacity: int) -> np.ndarray:
+        shape = (rows, self.shape.heads, capacity, self.shape.head_size)
+        buffer = _untouched(math.prod(shape) * self.shape.dtype.itemsize)
+        return np.frombuffer(buffer, self.shape.dtype).reshape(shape)
+
+
+def _untouched(nbytes: int) -> mmap.mmap | bytes:
+    """Zeros that become memory when they are written to, a small page at a time; numpy's pages are huge."""
+    if not nbytes:
+        return b""
+    if sys.platform == "win32":
+        return mmap.mmap(-1, nbytes)
+    return mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+
+
+class Decoder:
+    """A model that computes one step of some rows of its cache.
+
+    cache        which its caller makes as large as it needs
+    vocab_size   how many scores a step gives for each row
+    """
+
+    def __init__(self, folder: Path, properties: Mapping[str, Any], border: int | None) -> None:
+        """Load the graph.
+
+        properties   session options, in the runtime's words
+        border       LongRoPE's factors change after so many tokens, or None
+        raises       UnsupportedModelError for a graph that is not like ours; UsageError for unknown options;
+                     DeviceError, CheckpointError, RuntimeFailedError
+        """
+        decoder = _decoder_config(folder)
+        path, options = str(folder / decoder["filename"]), session_options(properties)
+        try:
+            self._session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        except FAILURES as exc:
+            raise translated(exc, str(folder), "CPU") from exc
+        self._names = {node.name for node in self._session.get_inputs()}
+        self.cache = KVCache(_cache_shape(self._session, decoder))
+        self.vocab_size = _vocab_size(self._session)
+        self._border = border
+        if border is not None and _POSITIONS in self._names:
+            raise _unsupported("it takes positions and has two kinds of rotation")
+        self._without_logits = ort.RunOptions()
+        self._without_logits.only_execute_path_to_fetches = True
+
+    def step(self, first: int, ids: np.ndarray, held: np.ndarray, *, far: bool) -> np.ndarray:
+        """Compute the next tokens of the rows from `first` on; the cache holds them afterwards.
+
+        ids      [rows, tokens] int64
+        held     [rows] how many tokens the cache holds of each row
+        far      rotate by LongRoPE's factors for long texts
+        returns  the scores of what could follow, [rows, vocab_size] float32
+        """
+        binding = self._bound(first, ids, held, far=far)
+        binding.bind_output(_LOGITS, "cpu")
+        self._session.run_with_iobinding(binding)
+        scores: np.ndarray = binding.get_outputs()[-1].numpy()[:, -1].astype(np.float32, copy=False)
+        return scores
+
+    def extend(self, row: int, ids: np.ndarray, held: int, *, far: bool) -> None:
+        """The same for one row whose scores nobody asks for: the head is left out."""
+        binding = self._bound(row, ids, np.array([held]), far=far)
+        self._session.run_with_iobinding(binding, self._without_logits)
+
+    def _bound(self, first: int, ids: np.ndarray, held: np.ndarray, *, far: bool) -> ort.IOBinding:
+        rows, count = ids.shape
+        for row, known in enumerate(held, first):
+            self.cache.touch(row, int(known) + count)
+        total = int(held.max()) + count
+        if far and self._border is not None:
+            # The graph looks at the length of the mask.
+            total = max(total, self._border + 1)
+        mask = (np.arange(total) < (held + count)[:, None]).astype(np.int64)
+        binding = self._session.io_binding()
+        binding.bind_cpu_input(_IDS, np.ascontiguousarray(ids))
+        binding.bind_cpu_input(_MASK, mask)
+        if _POSITIONS in self._names:
+            binding.bind_cpu_input(_POSITIONS, held[:, None] + np.arange(count))
+        for part, whole in enumerate(self.cache.parts):
+            layer, word = part // 2, ("key", "value")[part % 2]
+            view = whole[first : first + rows]
+            place = ("cpu", 0, view.dtype.type, view.shape, view.ctypes.data)
+            binding.bind_input(f"past_key_values.{layer}.{word}", *place)
+            binding.bind_output(f"present.{layer}.{word}", *place)
+        return binding
+
+
+def session_options(properties: Mapping[str, Any]) -> ort.SessionOptions:
+    """All physical cores, and what a person asks for: fields of SessionOptions, or config entries.
+
+    raises   UsageError
+    """
+    options = ort.SessionOptions()
+    # Warnings are for developers of the runtime.
+    options.log_severity_level = 3
+    for name, value in ({"intra_op_num_threads": physical_cores()} | dict(properties)).items():
+        try:
+            if "." in name:
+                options.add_session_config_entry(name, value)
+            else:
+                # There is such a field, and it is no method.
+                setattr(options, name, type(getattr(options, name))(value))
+        except (AttributeError, TypeError, ValueError) as exc:
+            raise UsageError(f"ONNX Runtime does not take the session option {name}={value!r}") from exc
+    return options
+
+
+def _decoder_config(folder: Path) -> dict[str, Any]:
+    """model.decoder of genai_config.json, if it describes a model in one piece.
+
+    raises   UnsupportedModelError, CheckpointError
+    """
+    model = read_json_object(folder / "genai_config.json").get("model")
+    decoder = model.get("decoder") if isinstance(model, dict) else None
+    if not isinstance(decoder, dict):
+        raise _unsupported("genai_config.json describes no decoder")
+    window = decoder.get("sliding_window")
+    if isinstance(window, dict) and window.get("slide_key_value_cache") is not False:
+        raise _unsupported("its cache slides")
+    name = decoder.get("filename")
+    if not isinstance(name, str) or Path(name).name != name:
+        raise _unsupported("its graph is in another folder")
+    return decoder
+
+
+def _cache_shape(session: ort.InferenceSession, decoder: Mapping[str, Any]) -> CacheShape:
+    """What the graph wants, if it is what `Decoder` gives it.
+
+    raises   UnsupportedModelError
+    """
+    keys = ("num_hidden_layers", "num_key_value_heads", "head_size")
+    layers, heads, head_size = (decoder.get(key) for key in keys)
+    if not (isinstance(layers, int) and isinstance(heads, int) and isinstance(head_size, int)):
+        raise _unsupported(f"genai_config.json does not say {', '.join(keys)}")
+    inputs = {node.name: node for node in session.get_inputs()}
+    outputs = {node.name: node for node in session.get_outputs()}
+    words = [f"{layer}.{part}" for layer in range(layers) for part in ("key", "value")]
+    caches = [inputs.pop(f"past_key_values.{word}", None) for word in words]
+    caches += [outputs.pop(f"present.{word}", None) for word in words]
+    if not {_IDS, _MASK} <= {*inputs} <= {_IDS, _MASK, _POSITIONS} or {*outputs} != {_LOGITS}:
+        raise _unsupported("the graph has other inputs or outputs")
+    kinds = {None if node is None else node.type for node in caches}
+    sizes = {(node.shape[1], node.shape[3]) for node in caches if node is not None and len(node.shape) == 4}
+    # A size that the graph leaves open is a word.
+    named = [(heads, head_size)] == [
+        tuple(b if isinstance(a, str) else a for a, b in zip(size, (heads, head_size), strict=True))
+        for size in sizes
+    ]
+    dtype = _CACHE_TYPES.get(kinds.pop() or "")
+    if dtype is None or kinds or not named:
+        raise _unsupported("its cache has another form")
+    if any(node.type != "tensor(int64)" for node in inputs.values()):
+        raise _unsupported("its ids are not int64")
+    return CacheShape(layers, heads, head_size, dtype)
+
+
+def _vocab_size(session: ort.InferenceSession) -> int:
+    (shape,) = (node.shape for node in session.get_outputs() if node.name == _LOGITS)
+    if not isinstance(shape[-1], int):
+        raise _unsupported("it does not say how many tokens it knows")
+    return shape[-1]
+
+
+def _unsupported(why: str) -> UnsupportedModelError:
+    return UnsupportedModelError(f"this is not a graph that aipc itself can run: {why}")

@@ -1,0 +1,23 @@
+"""What `open_session` hands over to the engines of ONNX Runtime; JSON turns paths into text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """For the process that computes.
+
+    properties       session options, in the runtime's words
+    context_length   most tokens of prompt and answer together
+    rope_border      LongRoPE's factors change after so many tokens, or None
+    """
+
+    folder: str
+    device: str
+    properties: Mapping[str, Any]
+    context_length: int
+    rope_border: int | None
