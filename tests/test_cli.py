@@ -100,7 +100,7 @@ def test_json_is_one_object_with_the_text_the_tokens_and_the_figures(run: Callab
 
 def test_the_words_reach_the_model_and_it_is_closed(run: Callable[..., Any], loaded: list[Any]) -> None:
     words = "--device NPU --runtime openvino --exact --revision v1 --system Short. --seed 3 --top-k 5"
-    words += " --weight-format int8 --context-length 99 --kv-cache u8"
+    words += " --weight-format int8 --context-length 99 --kv-cache u8 --fast-load"
     more = "--temperature 0.5 --top-p 0.9 --repetition-penalty 1.1 --max-new-tokens 9 --stop one --stop two"
     assert run("run", *words.split(), "demo", *more.split(), "Two", "words")[0] == 0
     (model,) = loaded
@@ -113,6 +113,7 @@ def test_the_words_reach_the_model_and_it_is_closed(run: Callable[..., Any], loa
         "revision": "v1",
         "context_length": 99,
         "kv_cache": "u8",
+        "fast_load": True,
     }
     assert [(m.role, m.content) for m in model.asked[0]] == [("system", "Short."), ("user", "Two words")]
     assert model.options == {

@@ -147,3 +147,23 @@ def test_what_was_compiled_from_other_folders_is_shown_and_removed(
     assert "2.0 kB compiled from other folders" in capsys.readouterr().err
     run("remove", "compiled")
     assert not blob.exists()
+
+
+def test_a_prepared_model_is_counted_and_removed_as_a_whole(
+    capsys: pytest.CaptureFixture[str], cache_root: Path
+) -> None:
+    assert run("prepare", "demo") == 0
+    (entry,) = cache.entries()
+    assert "packed for this processor" in capsys.readouterr().err
+    assert entry.compiled_bytes > entry.bytes
+    assert run("prepare", entry.name) == 0
+    assert "prepared already" in capsys.readouterr().err
+    assert run("remove", "demo", "--yes") == 0
+    assert [path for path in cache_root.rglob("*") if path.is_file()] == []
+
+
+def test_to_prepare_needs_a_name_and_a_model() -> None:
+    with pytest.raises(UsageError, match="prepare what"):
+        run("prepare")
+    with pytest.raises(ModelNotFoundError):
+        run("prepare", "no-such-model")

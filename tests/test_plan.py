@@ -58,7 +58,7 @@ def test_on_a_cpu_the_faster_decoder_is_taken_with_a_sentence_that_says_why() ->
     made = plan.make_plan("CPU")
     assert words(made) == [("CPU", ORT), ("CPU", OV)]
     (note,) = made.notes
-    assert "ONNX Runtime GenAI is taken" in note
+    assert "ONNX Runtime is taken" in note
     assert "decodes faster" in note
     assert "--runtime openvino" in note
 
@@ -90,7 +90,7 @@ def test_a_broken_runtime_is_passed_over_aloud(here: list[Device], monkeypatch: 
     monkeypatch.setattr(onnxruntime, "available_devices", broken)
     made = plan.make_plan("CPU")
     assert words(made) == [("CPU", OV)]
-    assert made.notes == ("ONNX Runtime GenAI is passed over: two packages lie over each other",)
+    assert made.notes == ("ONNX Runtime is passed over: two packages lie over each other",)
     with pytest.raises(MissingExtraError, match="two packages"):
         plan.make_plan("CPU", "onnxruntime")
 

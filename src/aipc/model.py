@@ -34,6 +34,7 @@ def load(
     context_length: int | None = None,
     kv_cache: str | None = None,
     properties: Mapping[str, object] | None = None,
+    fast_load: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> Model:
     """A model, ready to answer.
@@ -47,12 +48,15 @@ def load(
     context_length  most tokens of prompt and answer; None for all that the model takes and memory holds
     kv_cache        numbers in the KV cache, "u8", "f16" or "f32", where the runtime has a choice
     properties      for the runtime below, in its own words; they win over ours
+    fast_load       pack the weights for this processor, once, so that they load faster: ONNX Runtime, CPU
     raises          ModelNotFoundError, CheckpointError, UnsupportedModelError, DeviceError, StorageError,
                     SchemeError, MissingExtraError
     """
     started = time.perf_counter()
     # Wrong words are found before anything is fetched.
     chosen = plan.make_plan(device, runtime, exact=exact, formats=prepare.formats_of(source))
+    if fast_load:
+        plan.require_fast_load(chosen)
     notes = list(chosen.notes)
     for candidate in chosen.candidates:
         try:
@@ -71,6 +75,7 @@ def load(
                 context_length=context_length,
                 kv_cache=kv_cache,
                 properties=properties,
+                fast_load=fast_load,
             )
         except (DeviceError, SchemeError, MissingExtraError) as exc:
             if chosen.named or candidate is chosen.candidates[-1]:
@@ -91,10 +96,13 @@ def _open(
     context_length: int | None,
     kv_cache: str | None,
     properties: Mapping[str, object] | None,
+    fast_load: bool,
 ) -> Model:
     """The model on one runtime and device."""
     runtime, device = candidate.runtime, candidate.device
     length = ready.fitting_context(device, runtime, context_length, kv_cache)
+    # Only one runtime has something to do for it.
+    options = {"fast_load": True} if fast_load else {}
     with ThreadPoolExecutor(1) as reader:
         # Tokenizer and template are read while another process loads the weights.
         reading = reader.submit(Text.load, ready.folder)
@@ -108,6 +116,7 @@ def _open(
             precision=ready.precision,
             rope_border=ready.rope_border,
             kv_cache=kv_cache,
+            **options,
         )
     try:
         text = reading.result()

@@ -77,6 +77,19 @@ def make_plan(
     return Plan(ordered, selector is not None, tuple(notes))
 
 
+def require_fast_load(plan: Plan) -> None:
+    """Refuse to prepare weights for a device that takes them as they are.
+
+    raises   UsageError
+    """
+    best = plan.candidates[0]
+    if best.runtime is not ONNXRUNTIME or best.device.kind != "CPU":
+        raise UsageError(
+            f"{best} has no weights to prepare for a fast start; {ONNXRUNTIME.title} on a CPU has",
+            hint=f"--device CPU --runtime {ONNXRUNTIME.name}",
+        )
+
+
 def _runtimes(name: str | None, formats: Collection[str] | None, *, exact: bool) -> list[RuntimeInfo]:
     """The runtimes that are asked for, or else are installed and take the folder."""
     if name is not None:

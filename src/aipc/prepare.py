@@ -113,12 +113,15 @@ class ReadyModel:
         return _UNSAID
 
     def compiled_dir(self, device: Device, runtime: RuntimeInfo) -> Path | None:
-        """Where what `runtime` compiles for `device` is kept: apart for every driver and version.
+        """Where what `runtime` makes of the model for `device` is kept: apart for every driver and version.
 
-        None where nothing can be kept; a CPU compiles nothing that is worth it.
+        None where nothing can be kept.
         """
-        if device.kind == "CPU" or not runtime.compiles:
+        if device.family not in runtime.compiles:
             return None
+        if device.family == "CPU":
+            # What lies there says itself for which processor and version it was made.
+            return cache.compiled_dir(self.folder, device="CPU", driver="", runtime_version="")
         folder = cache.compiled_dir(
             self.folder,
             device=device.word,

@@ -22,7 +22,7 @@ COMMANDS = {
     "convert": ("aipc.cli.convert", "convert a checkpoint once, for later runs or other programs"),
     "devices": ("aipc.cli.devices", "list the processors here, and the words that reach them"),
     "doctor": ("aipc.cli.doctor", "find what is wrong with this machine, and what mends it"),
-    "models": ("aipc.cli.models", "list, verify and remove the models on this machine"),
+    "models": ("aipc.cli.models", "list, verify, prepare and remove the models on this machine"),
 }
 
 OPTIONS = {

@@ -1,4 +1,4 @@
-"""`aipc models`: what has been converted on this machine; verify it, remove it."""
+"""`aipc models`: what has been converted on this machine; verify it, prepare it, remove it."""
 
 from __future__ import annotations
 
@@ -8,12 +8,16 @@ import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
+import aipc
 from aipc import cache
 from aipc.cache import Entry
 from aipc.cli import console
 from aipc.errors import CheckpointError, UsageError
 
-ACTIONS = ("list", "verify", "remove")
+ACTIONS = ("list", "verify", "prepare", "remove")
+
+# The only runtime that has something to prepare.
+ONNXRUNTIME = "onnxruntime"
 
 # The name for what devices have compiled from folders that are not in the cache.
 COMPILED = "compiled"
@@ -39,6 +43,8 @@ def run(args: argparse.Namespace) -> int:
         sys.stderr.write(f"removed {_size(freed)} compiled from models that are not in the cache\n")
     elif args.action == "remove":
         _remove(args.name, sure=args.yes)
+    elif args.action == "prepare":
+        _prepare(args.name)
     elif args.action == "verify":
         _verify(cache.select(args.name) if args.name else cache.entries())
     else:
@@ -108,6 +114,19 @@ def _verify(entries: Sequence[Entry]) -> None:
             f"{len(damaged)} of {len(entries)} converted models are not as they were written",
             hint=f"aipc models remove {damaged[0]}: the next run converts it anew",
         )
+
+
+def _prepare(name: str | None) -> None:
+    """Pack the weights for this machine's CPU, so that every later start is faster."""
+    if name is None:
+        raise UsageError("prepare what?", hint="aipc models prepare NAME; aipc models lists the names")
+    entry = next((entry for entry in cache.entries() if entry.name == name.strip("/")), None)
+    source = name if entry is None else entry.folder
+    with console.progress(f"preparing {name}") as progress:
+        model = aipc.load(source, "CPU", ONNXRUNTIME, fast_load=True, progress=progress)
+    with model:
+        for sentence in model.notes or (f"{name} is prepared already",):
+            console.note(sentence)
 
 
 def _remove(name: str | None, *, sure: bool) -> None:

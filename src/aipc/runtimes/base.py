@@ -76,7 +76,7 @@ class RuntimeInfo:
     devices      families of devices that it reaches, as the first part of a device word, and for each
                  the extra of aipc that installs what computes there
     kv_caches    for each of them, what its KV cache holds unless asked otherwise, such as "f16"
-    compiles     whether it keeps what it compiles for a GPU or an NPU
+    compiles     the families for which it keeps what it made of a model
     """
 
     name: str
@@ -88,7 +88,7 @@ class RuntimeInfo:
     model_file: str
     devices: Mapping[str, str]
     kv_caches: Mapping[str, str]
-    compiles: bool
+    compiles: tuple[str, ...]
 
     def kv_cache(self, device: Device) -> str:
         """What the KV cache on a device holds unless asked otherwise."""
@@ -105,12 +105,12 @@ OPENVINO = RuntimeInfo(
     model_file="openvino_model.xml",
     devices={"NPU": "openvino", "GPU": "openvino", "CPU": "openvino"},
     kv_caches={"NPU": "f16", "GPU": "f16", "CPU": "u8"},
-    compiles=True,
+    compiles=("NPU", "GPU"),
 )
 
 ONNXRUNTIME = RuntimeInfo(
     name="onnxruntime",
-    title="ONNX Runtime GenAI",
+    title="ONNX Runtime",
     module="aipc.runtimes.onnxruntime",
     extra="onnx",
     packages=("onnxruntime", "onnxruntime_genai"),
@@ -118,7 +118,7 @@ ONNXRUNTIME = RuntimeInfo(
     model_file="genai_config.json",
     devices={"CPU": "onnx", "CUDA": "cuda", "DML": "directml"},
     kv_caches={"CPU": "f32", "CUDA": "f16", "DML": "f16"},
-    compiles=False,
+    compiles=("CPU",),
 )
 
 RUNTIMES: dict[str, RuntimeInfo] = {info.name: info for info in (OPENVINO, ONNXRUNTIME)}

@@ -28,6 +28,7 @@ def open_session(
     exact: bool = False,
     properties: Mapping[str, object] | None = None,
     compiled_dir: Path | None = None,
+    fast_load: bool = False,
     context_length: int,
     precision: str,
     rope_border: int | None = None,
@@ -38,7 +39,8 @@ def open_session(
     device           "CPU", "CUDA:0", "DML:0"; no other is taken in its place
     exact            float32 arithmetic, which the CPU has for weights that are not quantised
     properties       session options of ONNX Runtime, which win over ours
-    compiled_dir     not used: nothing is compiled that is worth keeping
+    compiled_dir     where weights that are packed for this processor are kept
+    fast_load        pack them now if they are not there
     context_length   most tokens of prompt and answer together
     precision        of the weights, for people
     rope_border      LongRoPE's factors change after so many tokens, or None
@@ -67,6 +69,8 @@ def open_session(
             "properties": dict(properties or {}),
             "context_length": context,
             "rope_border": rope_border,
+            "prepacked_dir": None if compiled_dir is None else str(compiled_dir),
+            "prepack": fast_load,
         },
     )
     vocab_size = _number(model.get("vocab_size"), 0) or None

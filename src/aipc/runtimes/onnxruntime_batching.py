@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from aipc.errors import AipcError, UnsupportedModelError
+from aipc.errors import AipcError, StorageError, UnsupportedModelError
 from aipc.runtimes.engine import Engine, Inbox, Outbox, Request, serve
 from aipc.runtimes.memory import available_bytes
-from aipc.runtimes.onnxruntime_decoder import FAILURES, Decoder
+from aipc.runtimes.onnxruntime_decoder import FAILURES, Decoder, graph_file
 from aipc.runtimes.onnxruntime_errors import failed, out_of_memory
 from aipc.runtimes.onnxruntime_options import Options
+from aipc.runtimes.onnxruntime_prepacked import exists, make, prepacked_graph
 from aipc.runtimes.sampling import choose
 
 if TYPE_CHECKING:
@@ -53,12 +54,32 @@ def load(options: Options) -> Engine:
     """
     folder = Path(options.folder)
     try:
-        decoder = Decoder(folder, options.properties, options.rope_border)
+        prepacked, notes = _prepacked(options)
+        decoder = Decoder(folder, options.properties, options.rope_border, prepacked)
     except UnsupportedModelError:
         from aipc.runtimes import onnxruntime_engine
 
         return onnxruntime_engine.load(options)
-    return BatchEngine(decoder, options)
+    return BatchEngine(decoder, options, notes)
+
+
+def _prepacked(options: Options) -> tuple[Path | None, list[str]]:
+    """The graph with prepacked weights, if they are kept; made anew where they no longer fit.
+
+    returns   the graph, or None for the folder's own; and what happened, for people
+    """
+    if options.prepacked_dir is None or options.properties:
+        return None, []
+    copy, graph = Path(options.prepacked_dir), graph_file(Path(options.folder))
+    found = prepacked_graph(copy, graph)
+    if found is not None or not (options.prepack or exists(copy)):
+        return found, []
+    try:
+        return make(copy, graph), [f"the weights were packed for this processor, once, into {copy}"]
+    except StorageError as error:
+        if options.prepack:
+            raise
+        return None, [error.message]
 
 
 @dataclass(slots=True)
@@ -132,7 +153,7 @@ class BatchEngine:
     budget   how many tokens may be in the cache before streams wait for the end of others
     """
 
-    def __init__(self, decoder: Decoder, options: Options) -> None:
+    def __init__(self, decoder: Decoder, options: Options, notes: Sequence[str] = ()) -> None:
         self._decoder = decoder
         self._cache = decoder.cache
         self._context = options.context_length
@@ -147,7 +168,7 @@ class BatchEngine:
         spare = available_bytes()
         if spare is not None:
             self.budget = max(self._context, spare // 2 // self._cache.shape.token_nbytes)
-        self.about: Mapping[str, object] = {"device": options.device, "notes": []}
+        self.about: Mapping[str, object] = {"device": options.device, "notes": list(notes)}
 
     def run(self, inbox: Inbox, outbox: Outbox) -> None:
         """Answer requests until the inbox is closed."""

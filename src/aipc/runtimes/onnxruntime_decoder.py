@@ -127,18 +127,24 @@ class Decoder:
     vocab_size   how many scores a step gives for each row
     """
 
-    def __init__(self, folder: Path, properties: Mapping[str, Any], border: int | None) -> None:
+    def __init__(
+        self, folder: Path, properties: Mapping[str, Any], border: int | None, prepacked: Path | None = None
+    ) -> None:
         """Load the graph.
 
         properties   session options, in the runtime's words
         border       LongRoPE's factors change after so many tokens, or None
+        prepacked    the graph of a prepacked copy, to be loaded in place of the folder's
         raises       UnsupportedModelError for a graph that is not like ours; UsageError for unknown options;
                      DeviceError, CheckpointError, RuntimeFailedError
         """
-        decoder = _decoder_config(folder)
-        path, options = str(folder / decoder["filename"]), session_options(properties)
+        decoder, options = _decoder_config(folder), session_options(properties)
+        if prepacked is not None:
+            # It was optimised before it was written.
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        path = prepacked or graph_file(folder)
         try:
-            self._session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            self._session = open_graph(path, options)
         except FAILURES as exc:
             raise translated(exc, str(folder), "CPU") from exc
         self._names = {node.name for node in self._session.get_inputs()}
@@ -190,6 +196,24 @@ class Decoder:
             binding.bind_input(f"past_key_values.{layer}.{word}", *place)
             binding.bind_output(f"present.{layer}.{word}", *place)
         return binding
+
+
+def version() -> str:
+    """Of ONNX Runtime."""
+    return str(ort.__version__)
+
+
+def open_graph(path: Path, options: ort.SessionOptions) -> ort.InferenceSession:
+    """Load a graph for the CPU; raises any of `FAILURES`."""
+    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def graph_file(folder: Path) -> Path:
+    """The graph of a model in one piece.
+
+    raises   UnsupportedModelError, CheckpointError
+    """
+    return folder / str(_decoder_config(folder)["filename"])
 
 
 def session_options(properties: Mapping[str, Any]) -> ort.SessionOptions:

@@ -14,6 +14,8 @@ class Options:
     properties       session options, in the runtime's words
     context_length   most tokens of prompt and answer together
     rope_border      LongRoPE's factors change after so many tokens, or None
+    prepacked_dir    where prepacked weights are if they were made, or None where they are not kept
+    prepack          make them if they are not there
     """
 
     folder: str
@@ -21,3 +23,5 @@ class Options:
     properties: Mapping[str, Any]
     context_length: int
     rope_border: int | None
+    prepacked_dir: str | None = None
+    prepack: bool = False
