@@ -129,9 +129,9 @@ def asked(results: dict[str, dict[int, list[Figures]]]) -> list[tuple[str, str, 
         if (name, 1) in rate and (name, 8) in rate:
             rows.append((f"{name}: 8 clients, of one", "≥ 2.2", f"{rate[name, 8] / rate[name, 1]:.2f}"))
     for clients in counts:
-        own = max((rate[name, clients] for name in (AIPC_ONNX, AIPC_OPENVINO) if (name, clients) in rate))
+        own = max(rate[name, clients] for name in (AIPC_ONNX, AIPC_OPENVINO) if (name, clients) in rate)
         if (LLAMA, clients) in rate:
-            limit = "≥ 2" if clients == 8 else "> 1"  # noqa: PLR2004 - the number of clients that is asked
+            limit = "≥ 2" if clients == 8 else "> 1"
             rows.append((f"{clients} clients, of llama.cpp's", limit, f"{own / rate[LLAMA, clients]:.2f}"))
     return rows
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -32,10 +33,11 @@ from typing import Any
 import psutil
 
 from bench_runtime import Rates, memory_bandwidth
-from measuring import markdown_table, median_and_spread, versions, watch, write_record
+from measuring import AIPC, folder_bytes, markdown_table, median_and_spread, versions, watch, write_record
 from peers import REQUIREMENTS, default_envs, peer_python
 
 AIPC_ONNX, AIPC_OPENVINO, GENAI = "aipc, ONNX Runtime", "aipc, OpenVINO", "onnxruntime-genai"
+PREPACKED = "aipc, ONNX Runtime, prepacked"
 LLAMA, LLAMA_NO_MMAP = "llama.cpp Q4_0", "llama.cpp Q4_0, without mmap"
 _PACKAGES = ("aipc", "numpy", "onnxruntime", "onnxruntime-genai", "openvino", "openvino-genai")
 # Both cores of a small machine compute: more samples would take a share of what is measured.
@@ -53,6 +55,7 @@ class Cell:
     kind           what decode_cell.py calls it
     python         of the environment that has the runtime
     weight_bytes   that a token needs
+    cache          aipc's own, which holds the prepacked weights of that cell and of no other
     """
 
     name: str
@@ -60,24 +63,40 @@ class Cell:
     model: Path
     python: str | Path
     weight_bytes: int
+    cache: Path
 
 
-def cells(args: argparse.Namespace) -> list[Cell]:
-    """The cells whose model was given."""
+def cells(args: argparse.Namespace, scratch: Path) -> list[Cell]:
+    """The cells whose model was given; `scratch` is for what aipc keeps."""
+    none = scratch / "empty"
     found = []
     if args.onnx:
         needed = onnx_matrix_bytes(args.onnx / "model.onnx")
-        found.append(Cell(AIPC_ONNX, "onnxruntime", args.onnx, sys.executable, needed))
-        found.append(Cell(GENAI, "genai", args.onnx, sys.executable, needed))
+        found.append(Cell(AIPC_ONNX, "onnxruntime", args.onnx, sys.executable, needed, none))
+        found.append(Cell(GENAI, "genai", args.onnx, sys.executable, needed, none))
+        if args.prepacked:
+            cache = scratch / "prepacked"
+            prepare(args.onnx, cache)
+            found.append(Cell(PREPACKED, "onnxruntime", args.onnx, sys.executable, needed, cache))
     if args.openvino:
         size = (args.openvino / "openvino_model.bin").stat().st_size
-        found.append(Cell(AIPC_OPENVINO, "openvino", args.openvino, sys.executable, size))
+        found.append(Cell(AIPC_OPENVINO, "openvino", args.openvino, sys.executable, size, none))
     if args.gguf:
         python, size = peer_python("llama", args.envs), args.gguf.stat().st_size
-        found.append(Cell(LLAMA, "llama", args.gguf, python, size))
+        found.append(Cell(LLAMA, "llama", args.gguf, python, size, none))
         if args.no_mmap:
-            found.append(Cell(LLAMA_NO_MMAP, "llama-no-mmap", args.gguf, python, size))
+            found.append(Cell(LLAMA_NO_MMAP, "llama-no-mmap", args.gguf, python, size, none))
     return found
+
+
+def prepare(folder: Path, cache: Path) -> None:
+    """Have aipc pack the weights for this processor, and read the copy once."""
+    environment = {**os.environ, **_ENV, "AIPC_CACHE_DIR": str(cache)}
+    started = time.perf_counter()
+    subprocess.run([*AIPC, "models", "prepare", str(folder)], check=True, env=environment)
+    size = folder_bytes(cache)
+    print(f"prepacked: {size / 1e9:.1f} GB in {time.perf_counter() - started:.1f} s", file=sys.stderr)
+    read_once(cache)
 
 
 def onnx_matrix_bytes(model: Path) -> int:
@@ -132,7 +151,8 @@ def run_apart(cell: Cell, args: argparse.Namespace) -> dict[str, Any]:
         command += ["--threads", str(args.threads), "--vocab-size", str(args.vocab_size)]
         command += ["--prompt-tokens", str(args.prompt_tokens), "--new-tokens", str(args.new_tokens)]
         command += ["--repeats", str(args.repeats), "--started", repr(time.perf_counter())]
-        watched = watch(command, Path(scratch) / "log", _ENV, _SAMPLE_EVERY_S)
+        environment = _ENV | {"AIPC_CACHE_DIR": str(cell.cache)}
+        watched = watch(command, Path(scratch) / "log", environment, _SAMPLE_EVERY_S)
         return json.loads(answer.read_text(encoding="utf-8")) | {"watched": dataclasses.asdict(watched)}
 
 
@@ -197,11 +217,11 @@ class Asked:
         return self.name, limit, f"{value:.3f}", "yes" if met else "no"
 
 
-def ratio(field: str, peer: str) -> Callable[[dict[str, Summary]], float | None]:
-    """The median of a field for aipc on ONNX Runtime, over a peer's."""
+def ratio(field: str, peer: str, own_name: str = AIPC_ONNX) -> Callable[[dict[str, Summary]], float | None]:
+    """The median of a field for aipc on ONNX Runtime, or another of its cells, over a peer's."""
 
     def of(summaries: dict[str, Summary]) -> float | None:
-        values = [getattr(summaries[name], field) for name in (AIPC_ONNX, peer) if name in summaries]
+        values = [getattr(summaries[name], field) for name in (own_name, peer) if name in summaries]
         if len(values) < 2 or not all(values):
             return None
         own, other = (statistics.median(value) for value in values)
@@ -224,6 +244,12 @@ ASKED = (
     Asked("prefill, of llama.cpp's", True, 1.2, ratio("prefill_tokens_per_s", LLAMA)),
     Asked("peak memory, of llama.cpp's", False, 0.6, ratio("peak_bytes", LLAMA)),
     Asked("start to first token, of llama.cpp's", False, 1.2, ratio("start_to_first_token_s", LLAMA)),
+    Asked(
+        "start to first token, prepacked, of llama.cpp's",
+        False,
+        0.9,
+        ratio("start_to_first_token_s", LLAMA, PREPACKED),
+    ),
     Asked("decode, of in-process onnxruntime-genai's", True, 0.99, ratio("decode_tokens_per_s", GENAI)),
 )
 
@@ -257,6 +283,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--onnx", type=Path, help="an ONNX folder that aipc converted")
     parser.add_argument("--openvino", type=Path, help="an OpenVINO folder that aipc converted")
     parser.add_argument("--gguf", type=Path, help="what make_gguf.py wrote")
+    parser.add_argument("--prepacked", action="store_true", help="aipc on ONNX Runtime once more, prepacked")
+    parser.add_argument("--scratch", type=Path, help="where prepacked weights go for the time being")
     parser.add_argument("--no-mmap", action="store_true", help="llama.cpp once more, without mmap")
     parser.add_argument("--prompt-tokens", type=int, default=128)
     parser.add_argument("--new-tokens", type=int, default=64)
@@ -277,8 +305,9 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     args = parse()
-    used = cells(args)
-    results, bandwidths = measure(used, args)
+    with tempfile.TemporaryDirectory(dir=args.scratch) as scratch:
+        used = cells(args, Path(scratch))
+        results, bandwidths = measure(used, args)
     # What slows a measurement down is always something else, so the best of them is the machine's.
     bandwidth = max(bandwidths)
     summaries = {

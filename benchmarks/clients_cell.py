@@ -66,29 +66,34 @@ def ask_aipc(folder: Path, runtime: str, clients: Sequence[Sequence[Asked]]) -> 
             thread.join()
 
 
-def ask_llama(gguf: Path, threads: int, clients: Sequence[Sequence[Asked]]) -> None:
-    """llama.cpp's own batches: whatever there is of all sequences goes into each llama_decode."""
-    import llama_cpp
+class LlamaBatches:
+    """llama.cpp's own batches, through llama-cpp-python's bindings of its C interface."""
 
-    llama_cpp.llama_backend_init()
-    quiet = llama_cpp.llama_log_callback(lambda level, text, data: None)
-    llama_cpp.llama_log_set(quiet, ctypes.c_void_p(0))
-    model = llama_cpp.llama_model_load_from_file(str(gguf).encode(), llama_cpp.llama_model_default_params())
-    params = llama_cpp.llama_context_default_params()
-    length = max(len(asked.prompt) + asked.new_tokens for mine in clients for asked in mine)
-    params.n_ctx = 256 * -(-length * len(clients) // 256)
-    params.n_batch = 512
-    params.n_seq_max = len(clients)
-    params.n_threads = params.n_threads_batch = threads
-    params.kv_unified = True
-    context = llama_cpp.llama_init_from_model(model, params)
-    memory = llama_cpp.llama_get_memory(context)
-    vocab_size = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
-    batch = llama_cpp.llama_batch_init(params.n_batch, 0, 1)
+    def __init__(self, gguf: Path, threads: int, sequences: int, tokens: int) -> None:
+        """Load a model for so many sequences of so many tokens."""
+        import llama_cpp
 
-    def decode(parts: Sequence[tuple[int, int, Sequence[int]]]) -> list[int]:
-        """The next token of each (sequence, tokens that it has, new tokens)."""
-        place, last = 0, []
+        self._llama = llama_cpp
+        llama_cpp.llama_backend_init()
+        # ctypes would free a callback that nobody holds.
+        self._quiet = llama_cpp.llama_log_callback(lambda level, text, data: None)
+        llama_cpp.llama_log_set(self._quiet, ctypes.c_void_p(0))
+        model = llama_cpp.llama_model_load_from_file(
+            str(gguf).encode(), llama_cpp.llama_model_default_params()
+        )
+        params = llama_cpp.llama_context_default_params()
+        params.n_ctx = 256 * -(-tokens * sequences // 256)
+        params.n_batch = 512
+        params.n_seq_max = sequences
+        params.n_threads = params.n_threads_batch = threads
+        params.kv_unified = True
+        self._context = llama_cpp.llama_init_from_model(model, params)
+        self._vocab_size = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
+        self._batch = llama_cpp.llama_batch_init(params.n_batch, 0, 1)
+
+    def decode(self, parts: Sequence[tuple[int, int, Sequence[int]]]) -> list[int]:
+        """The likeliest next token of each (sequence, number of tokens that it has, new tokens)."""
+        batch, place, last = self._batch, 0, []
         for sequence, held, tokens in parts:
             for number, token in enumerate(tokens):
                 batch.token[place] = token
@@ -99,28 +104,37 @@ def ask_llama(gguf: Path, threads: int, clients: Sequence[Sequence[Asked]]) -> N
                 place += 1
             last.append(place - 1)
         batch.n_tokens = place
-        if llama_cpp.llama_decode(context, batch) != 0:
+        if self._llama.llama_decode(self._context, batch) != 0:
             raise RuntimeError("llama_decode failed")
-        scores = (llama_cpp.llama_get_logits_ith(context, place) for place in last)
-        return [int(np.argmax(np.ctypeslib.as_array(one, (vocab_size,)))) for one in scores]
+        scores = (self._llama.llama_get_logits_ith(self._context, place) for place in last)
+        return [int(np.argmax(np.ctypeslib.as_array(one, (self._vocab_size,)))) for one in scores]
 
-    decode([(0, 0, clients[0][0].prompt[::-1])])
-    llama_cpp.llama_memory_seq_rm(memory, 0, -1, -1)
-    left = [list(mine) for mine in clients]
+    def forget(self, sequence: int) -> None:
+        """Empty a sequence."""
+        memory = self._llama.llama_get_memory(self._context)
+        self._llama.llama_memory_seq_rm(memory, sequence, -1, -1)
+
+
+def ask_llama(gguf: Path, threads: int, clients: Sequence[Sequence[Asked]]) -> None:
+    """Continuous batching: whatever there is of all sequences goes into each llama_decode."""
+    length = max(len(asked.prompt) + asked.new_tokens for mine in clients for asked in mine)
+    model = LlamaBatches(gguf, threads, len(clients), length)
+    model.decode([(0, 0, clients[0][0].prompt[::-1])])
+    model.forget(0)
+    waiting = [list(mine) for mine in clients]
+    # Of each sequence: its request, how many tokens it has, and those that are to be computed.
     running: dict[int, tuple[Asked, int, list[int]]] = {}
     start = time.perf_counter()
-    while running or any(left):
-        now = time.perf_counter() - start
-        for sequence, mine in enumerate(left):
-            if mine and sequence not in running and mine[0].came_s <= now:
+    while running or any(waiting):
+        for sequence, mine in enumerate(waiting):
+            if mine and sequence not in running and mine[0].came_s <= time.perf_counter() - start:
                 asked = mine.pop(0)
-                asked.came_s = max(asked.came_s, now) if asked.arrivals_s else asked.came_s
                 running[sequence] = (asked, 0, asked.prompt)
         if not running:
             time.sleep(0.001)
             continue
         parts = [(sequence, held, new) for sequence, (_, held, new) in running.items()]
-        tokens = decode(parts)
+        tokens = model.decode(parts)
         now = time.perf_counter() - start
         for (sequence, held, new), token in zip(parts, tokens, strict=True):
             asked = running[sequence][0]
@@ -128,9 +142,9 @@ def ask_llama(gguf: Path, threads: int, clients: Sequence[Sequence[Asked]]) -> N
             running[sequence] = (asked, held + len(new), [token])
             if len(asked.arrivals_s) == asked.new_tokens:
                 del running[sequence]
-                llama_cpp.llama_memory_seq_rm(memory, sequence, -1, -1)
-                for later in left[sequence][:1]:
-                    later.came_s = now
+                model.forget(sequence)
+                for following in waiting[sequence][:1]:
+                    following.came_s = now
 
 
 def main() -> None:
