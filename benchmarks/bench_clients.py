@@ -168,8 +168,12 @@ def main() -> None:
     for number, clients, cell in itertools.product(range(args.rounds), args.clients, used):
         requests = run_apart(cell, clients, args)
         raw.append({"round": number, "cell": cell.name, "clients": clients, "requests": requests})
-        results[cell.name].setdefault(clients, []).append(Figures.of(requests))
-        print(f"round {number + 1}, {clients} clients: {cell.name}", file=sys.stderr)
+        figures = Figures.of(requests)
+        results[cell.name].setdefault(clients, []).append(figures)
+        print(
+            f"round {number + 1}, {clients} clients: {cell.name}, {figures.tokens_per_s:.1f} tokens/s",
+            file=sys.stderr,
+        )
     print(report(results))
     if args.record:
         content = {
