@@ -40,6 +40,7 @@ _CACHE_TYPES: dict[str, np.dtype[Any]] = {
     "tensor(float)": np.dtype(np.float32),
     "tensor(float16)": np.dtype(np.float16),
 }
+_FACTORS_MODEL_FILE = "model_long_factors.onnx"
 _IDS, _MASK, _POSITIONS, _LOGITS = "input_ids", "attention_mask", "position_ids", "logits"
 
 
@@ -248,6 +249,8 @@ def _decoder_config(folder: Path) -> dict[str, Any]:
     window = decoder.get("sliding_window")
     if isinstance(window, dict) and window.get("slide_key_value_cache") is not False:
         raise _unsupported("its cache slides")
+    if (folder / _FACTORS_MODEL_FILE).is_file():
+        raise _unsupported("a second graph is told which of LongRoPE's factors to take")
     name = decoder.get("filename")
     if not isinstance(name, str) or Path(name).name != name:
         raise _unsupported("its graph is in another folder")
