@@ -139,7 +139,7 @@ def test_a_mixture_of_packages_fails(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(software.packages, "installed_flavour", mixture)
     monkeypatch.setattr(inventory, "installed_runtimes", lambda: [ONNXRUNTIME])
-    check = by_name(list(software.runtime_checks()))["ONNX Runtime GenAI"]
+    check = by_name(list(software.runtime_checks()))[ONNXRUNTIME.title]
     assert (check.state, check.fix) == ("failed", "pip uninstall both")
 
 
