@@ -23,8 +23,8 @@ from aipc.monitor.usage import Usage, UsageMeter
 from aipc.runtimes.orphans import Lifeline, start_child
 from aipc.types import Chunk
 
-# The first answer waits for the process to start, which a slow disk may delay.
-_START_S = 10.0
+# The first answer waits for the process to start, which a slow disk or a busy machine may delay.
+_START_S = 30.0
 # Nobody wants to wait at the end of an answer for a counter that hangs.
 _LAST_SAMPLE_S = 2.0
 _CLOSED = "the monitor was closed"
