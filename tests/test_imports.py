@@ -22,9 +22,10 @@ PACKAGE = Path(aipc.__file__).parent
 FREE = {"errors", "types"}
 ARROWS = {
     "__main__": {"cli"},
-    "cli": {"aipc", "cache", "doctor", "model", "monitor"},
+    "cli": {"aipc", "cache", "compiled", "doctor", "model", "monitor", "npu_compile"},
     "aipc": {"inventory", "model", "prepare"},
     "model": {"inventory", "longrope", "monitor", "plan", "prepare", "text", "runtimes.base"},
+    "npu_compile": {"compiled", "inventory", "preflight", "prepare", "runtimes.base"},
     "plan": {"inventory", "runtimes.base", "selectors"},
     "inventory": {"hardware", "runtimes", "runtimes.base", "selectors"},
     "selectors": {"runtimes.base"},
@@ -58,6 +59,7 @@ ARROWS = {
     "hub_download": {"aipc", "hub", "phi3", "runtimes.base"},
     "conversion": {"manifest", "phi3", "text"},
     "runtimes": {
+        "compiled",
         "hardware",
         "longrope",
         "memory",
@@ -69,6 +71,7 @@ ARROWS = {
     "text": {"phi3"},
     "manifest": {"phi3"},
     "preflight": {"phi3"},
+    "compiled": {"manifest", "phi3", "preflight"},
     "phi3": {"longrope"},
     "longrope": set(),
     "memory": set(),
@@ -244,6 +247,7 @@ def loaded_by(code: str) -> set[str]:
         "from aipc.cli import main; main(['run', '--help'])",
         "from aipc.cli import main; main(['convert', '--help'])",
         "from aipc.cli import main; main(['models', '--help'])",
+        "from aipc.cli import main; main(['compile', '--help'])",
         "from aipc.cli import main; main(['devices', '--help'])",
         "from aipc.cli import main; main(['doctor', '--help'])",
         "from aipc.cli import main; main(['rnu'])",

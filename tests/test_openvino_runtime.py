@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,7 +21,7 @@ from aipc.errors import (
 from aipc.runtimes import openvino_engine
 from aipc.runtimes.engine import Request
 from aipc.runtimes.openvino import available_devices, open_session
-from aipc.runtimes.openvino_engine import BatchEngine, Options, SerialEngine, bucket
+from aipc.runtimes.openvino_engine import BatchEngine, Options, SerialEngine
 from aipc.runtimes.openvino_errors import gist, translated
 from aipc.runtimes.session import EngineSession
 from aipc.types import Sampling
@@ -363,13 +364,6 @@ def test_a_prompt_too_long_for_the_npu_names_both_numbers(npu: EngineSession) ->
         npu.generate([1] * 5000, GREEDY)
 
 
-@pytest.mark.parametrize(
-    ("tokens", "compiled_for"), [(1, 1024), (1024, 1024), (1025, 2048), (2048, 2048), (4097, 8192)]
-)
-def test_buckets(tokens: int, compiled_for: int) -> None:
-    assert bucket(tokens) == compiled_for
-
-
 def test_the_npu_takes_no_more_than_its_largest_shape(model: RandomModel) -> None:
     session = model.open("NPU", properties=NPU_ON_CPU, context_length=131_072)
     assert session.context_length == 8192
@@ -384,11 +378,20 @@ def test_the_npu_refuses_a_scheme_before_it_compiles(tmp_path: Path) -> None:
     assert "aipc convert MODEL --weight-format int4 --sym --group-size 128 openvino-npu" in caught.value.hint
 
 
-def test_the_npu_takes_channel_wise_int4(tmp_path: Path) -> None:
-    model = RandomModel("openvino", tmp_path, GQA, weight_format="int4", group_size=-1)
-    session = model.open("NPU", properties=NPU_ON_CPU)
-    assert len(list(session.generate(ids(9), GREEDY))) == 24
-    session.close()
+@pytest.mark.parametrize(
+    "recipe",
+    [{"group_size": -1}, {"group_size": 64}, {"group_size": 64, "sym": False}],
+    ids=["channel-wise", "groups of 64", "asymmetric"],
+)
+def test_the_npu_pipeline_gives_the_cpus_tokens_for_int4(tmp_path: Path, recipe: dict[str, Any]) -> None:
+    model = RandomModel("openvino", tmp_path, GQA, weight_format="int4", **recipe)
+    answers = []
+    for device, properties in (("CPU", {}), ("NPU", NPU_ON_CPU | {"INFERENCE_PRECISION_HINT": "f32"})):
+        session = model.open(device, exact=device == "CPU", properties=properties)
+        answers.append(list(session.generate(ids(9), GREEDY)))
+        session.close()
+    assert answers[0] == answers[1]
+    assert len(answers[0]) == 24
 
 
 def test_the_npu_has_no_exact_arithmetic(model: RandomModel) -> None:

@@ -15,6 +15,8 @@ from aipc.errors import CheckpointError, StorageError
 from aipc.phi3 import read_json_object
 
 MANIFEST_FILE = "aipc.json"
+# What was compiled for an NPU later has records of its own there.
+COMPILED_DIR = "npu"
 FORMAT = 1
 
 # Files up to this size are identified by content, which takes milliseconds; larger ones by size and time.
@@ -172,9 +174,9 @@ def hash_files(
 
 
 def file_names(folder: Path) -> list[str]:
-    """The files below `folder` but aipc.json, as sorted paths in it, written with "/"."""
+    """What a conversion wrote below `folder`, but aipc.json: sorted paths in it, written with "/"."""
     names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
-    return sorted(name for name in names if name != MANIFEST_FILE)
+    return sorted(name for name in names if name != MANIFEST_FILE and not name.startswith(f"{COMPILED_DIR}/"))
 
 
 def _sha256(path: Path) -> str:

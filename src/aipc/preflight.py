@@ -12,6 +12,7 @@ from aipc.errors import AipcError, CheckpointError, SchemeError
 from aipc.phi3 import read_json_object
 
 MODEL_FILE = "openvino_model.xml"
+WEIGHTS_FILE = "openvino_model.bin"
 
 # The description of Phi-3-medium is 6 MB; these bounds only keep a hostile file from filling the memory.
 _MAX_XML_BYTES = 256 * 2**20
@@ -53,12 +54,13 @@ class Constant:
 
 
 def check_npu(folder: Path) -> tuple[str, ...]:
-    """Notes on how well a folder's weights suit the NPU's compiler.
+    """Notes on how well a folder's weights suit an NPU.
 
-    The compiler would say the same after minutes, without naming the reason, or crash.
+    What is refused here fails after minutes otherwise: in the compiler, or in the pipeline that unpacks the
+    weights when it loads what was compiled.
 
     raises   SchemeError with the command that makes a fitting folder; CheckpointError
-    source   OpenVINO's guide for GenAI on NPU, and trials with its compiler
+    source   OpenVINO's guide for GenAI on NPU; tools/npu_check on its compiler; its pipeline on a CPU
     """
     matrices = [item for item in constants(folder / MODEL_FILE) if item.is_matrix]
     for item in matrices:
@@ -68,14 +70,21 @@ def check_npu(folder: Path) -> tuple[str, ...]:
                 f"the NPU does not take {folder.name}: {item.name} is {reason}",
                 hint=f"make a folder that fits: {_fitting_command(folder)}",
             )
+    notes = []
+    unusual = next((words for item in matrices if (words := _unusual(item))), "")
+    if unusual:
+        notes.append(
+            f"the weights are {unusual}: that compiles for NPUs, but OpenVINO's guide asks for symmetric "
+            f"int4, channel-wise or in groups of {_GROUP}: {_fitting_command(folder)}"
+        )
     parameters = sum(item.elements for item in matrices)
     grouped = any(item.element_type in _INT4 and len(item.shape) == 3 for item in matrices)
     if grouped and parameters > _LARGE_PARAMETERS:
         command = _fitting_command(folder, group_size=-1)
-        return (
-            f"with {parameters / 1e9:.0f} billion weights, channel-wise int4 is faster on the NPU: {command}",
+        notes.append(
+            f"with {parameters / 1e9:.0f} billion weights, channel-wise int4 is faster on the NPU: {command}"
         )
-    return ()
+    return tuple(notes)
 
 
 def weight_format(folder: Path) -> str:
@@ -164,19 +173,27 @@ class _Reader:
 
 
 def _misfit(item: Constant) -> str:
-    """What the NPU's compiler does not take about a matrix, or ""."""
+    """What the NPU's compiler or its pipeline does not take about a matrix, or ""."""
     last = item.shape[-1]
     grouped = len(item.shape) > 2
     if item.element_type in _OTHER:
-        return f"in {item.element_type}; possible are fp16, int8 and symmetric int4"
-    if item.element_type == "u4":
-        return "asymmetric int4; possible are symmetric int4, int8 and fp16"
+        return f"in {item.element_type}; possible are fp16, int8 and int4"
     if grouped and item.element_type in _INT8:
         return f"int8 in groups of {last}; possible is int8 with one scale a row"
-    if grouped and item.element_type == "i4" and last != _GROUP:
-        return f"int4 in groups of {last}; possible are groups of {_GROUP} and channel-wise"
+    # The pipeline unpacks 64 weights at a time.
+    if grouped and item.element_type in _INT4 and last % 64:
+        return f"int4 in groups of {last}; possible are groups of 64 and {_GROUP}, and channel-wise"
     if item.element_type in _INT4 | _INT8 and last % 64:
         return f"{last} wide; possible are multiples of 64"
+    return ""
+
+
+def _unusual(item: Constant) -> str:
+    """What about a matrix is taken, but not what OpenVINO's guide for NPUs asks for, or ""."""
+    if item.element_type == "u4":
+        return "asymmetric int4"
+    if item.element_type == "i4" and len(item.shape) > 2 and item.shape[-1] != _GROUP:
+        return f"int4 in groups of {item.shape[-1]}"
     return ""
 
 

@@ -20,7 +20,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.epilog = (
         "The default is what NPU, GPU and CPU all take: 4 bits, symmetric, groups of 128. The options are "
         "those of optimum-cli export openvino, whose lines work here as they are. One default differs: "
-        "without --sym, optimum-cli quantises asymmetrically, which NPUs do not compile; here that is --asym."
+        "without --sym, optimum-cli quantises asymmetrically, which NPUs are not meant for: here --asym."
     )
     parser.add_argument("paths", metavar="MODEL OUT", nargs="*", default=[], help=_PATHS_HELP)
     parser.add_argument("--model", help="the model, in place of the first word")

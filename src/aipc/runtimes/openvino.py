@@ -9,15 +9,17 @@ import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 
-from aipc.errors import MissingExtraError, UsageError
+from aipc.compiled import NPU_ONLY, Blob, blob_path, model_digest, pipeline_properties
+from aipc.errors import DeviceError, MissingExtraError, StorageError, UsageError
 from aipc.phi3 import read_json_object
 from aipc.runtimes import openvino_devices
 from aipc.runtimes.base import OPENVINO, Device
 from aipc.runtimes.openvino_factors import has_factors
-from aipc.runtimes.process import Worker
+from aipc.runtimes.process import EngineProcess, Worker
 from aipc.runtimes.session import EngineSession
 
 _ENGINE = "aipc.runtimes.openvino_engine"
+_COMPILER = "aipc.runtimes.openvino_compile"
 
 # Most tokens of prompt and answer on the NPU: it computes in fixed shapes, and compiles each for minutes.
 NPU_CONTEXT_LENGTH = 8192
@@ -76,6 +78,66 @@ def open_session(
     session = OpenVINOSession(worker, _vocab_size(folder), context_length, precision + ", exact" * exact)
     session.notes += notes
     return session
+
+
+def npu_compiler(platform: str) -> dict[str, str]:
+    """The properties by which OpenVINO takes a compiler for an NPU, which need not be here.
+
+    raises   DeviceError if there is none; MissingExtraError
+    """
+    _require_packages()
+    package = importlib.util.find_spec("openvino")
+    places = (package and package.submodule_search_locations) or []
+    if any(any(Path(place, "libs").glob("*openvino_intel_npu_compiler.*")) for place in places):
+        return {"NPU_COMPILER_TYPE": "PLUGIN", "NPU_PLATFORM": platform}
+    if any(device.kind == "NPU" for device in available_devices()):
+        return {"NPU_COMPILER_TYPE": "DRIVER"}
+    raise DeviceError(
+        "OpenVINO's packages for this system carry no compiler for NPUs, and no NPU is here whose driver "
+        "has one",
+        hint="run aipc compile under Windows, whose packages carry the compiler, and copy the folder here",
+    )
+
+
+def compile_for_npu(
+    folder: Path, platform: str, compiler: Mapping[str, str], prompt_tokens: int, answer_tokens: int
+) -> Path:
+    """Compile a folder for an NPU; gives the blob, which lies in the folder: a whole one, or the last.
+
+    platform   "4000": the word for it in `aipc.compiled.PLATFORMS`
+    compiler   what `npu_compiler` gave
+    raises     DeviceError, SchemeError, CheckpointError, StorageError, RuntimeFailedError
+    """
+    blob = blob_path(folder, platform, prompt_tokens, answer_tokens)
+    partial = blob.with_suffix(".partial")
+    options = {
+        "folder": str(folder),
+        "platform": platform,
+        "blob": partial.relative_to(folder).as_posix(),
+        "properties": {**pipeline_properties(prompt_tokens, answer_tokens), **NPU_ONLY, **compiler},
+    }
+    try:
+        blob.parent.mkdir(exist_ok=True)
+        process = EngineProcess(_COMPILER, options)
+        process.close()
+        record = Blob(
+            platform=platform,
+            prompt_tokens=prompt_tokens,
+            answer_tokens=answer_tokens,
+            openvino=process.ready["openvino"],
+            driver=process.ready["driver"],
+            model=model_digest(folder),
+            bytes=partial.stat().st_size,
+        )
+        # A record stands for the blob beside it: the old one goes first, and the new one comes last.
+        blob.with_suffix(".json").unlink(missing_ok=True)
+        partial.replace(blob)
+    except OSError as exc:
+        raise StorageError(f"{blob} cannot be written: {exc.strerror or exc}") from exc
+    finally:
+        partial.unlink(missing_ok=True)
+    record.write(folder)
+    return blob
 
 
 class OpenVINOSession(EngineSession):

@@ -46,6 +46,17 @@ def devices() -> list[Device]:
         return [cpu]
 
 
+def npu_here() -> tuple[str, str | None]:
+    """The platform and the driver's version of the NPU in this machine; "unknown" where it does not say.
+
+    It loads the NPU's driver into this process.
+    """
+    core = require("openvino", OPENVINO.extra).Core()
+    names = ("DEVICE_ARCHITECTURE", "NPU_DRIVER_VERSION")
+    platform, driver = (_property(core, "NPU", name) for name in names)
+    return str(platform or "unknown").removeprefix("NPU"), None if driver is None else str(driver)
+
+
 def main() -> None:
     """What runs in the other process: one line of JSON."""
     pipe = claim_stdout()

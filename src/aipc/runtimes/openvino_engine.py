@@ -6,7 +6,7 @@ Two engines. `BatchEngine` is for CPU and GPU: paged attention, any number of st
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,10 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from aipc import memory, preflight
+from aipc import compiled, memory, preflight
+from aipc.compiled import ANSWER_TOKENS, NPU_ONLY, bucket
 from aipc.errors import AipcError, DeviceError, RuntimeFailedError, UsageError, require
 from aipc.longrope import takes_long_factors
 from aipc.runtimes.engine import Engine, Inbox, Outbox, Request, serve
+from aipc.runtimes.openvino_devices import npu_here
 from aipc.runtimes.openvino_errors import gist, translated
 from aipc.runtimes.openvino_factors import folder_with_factors
 from aipc.types import Sampling
@@ -37,16 +39,9 @@ EXACT = {
     "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
 }
 
-# "NPU" means the NPU: by default NPUW moves what fails there to the CPU without a word.
-NPU_ONLY = {"NPUW_DEVICES": "NPU", "NPUW_FALLBACK_EXEC": "NO"}
-
 # A long prompt is computed in chunks; between two of them a cancel is heard and other streams go on.
 # On a CPU 256 cost 2.5 % of the prefill, 512 and more nothing that could be measured.
 CHUNK_TOKENS = {"CPU": 512, "GPU": 1024}
-
-# What an NPU model is compiled for: a prompt of 1024, 2048, 4096 … tokens, and so much for the answer.
-SMALLEST_BUCKET = 1024
-ANSWER_TOKENS = 1024
 
 # The first inference repacks the weights, and a decode step is compiled apart from a prefill.
 _WARM_UP = Sampling(max_new_tokens=2)
@@ -286,6 +281,7 @@ class SerialEngine:
     """One stream at a time through an `LLMPipeline`.
 
     pipeline_for   gives a pipeline that takes a prompt of so many tokens, with one of LongRoPE's factors
+    notes          for people; the first pipeline may add to them
     """
 
     def __init__(
@@ -293,13 +289,13 @@ class SerialEngine:
         options: Options,
         pipeline_for: Callable[[int, bool], genai.LLMPipeline],
         device: str,
-        notes: tuple[str, ...] = (),
+        notes: Sequence[str] = (),
     ) -> None:
         self._options = options
         self._pipeline_for = pipeline_for
         self._grammars = Grammars(options.folder)
-        self.about: Mapping[str, object] = {"device": device, "notes": list(notes)}
         pipeline_for(2, False).generate(as_tensor([0, 0]), generation_config(_WARM_UP))
+        self.about: Mapping[str, object] = {"device": device, "notes": list(notes)}
 
     def run(self, inbox: Inbox, outbox: Outbox) -> None:
         """Answer requests until the inbox is closed."""
@@ -394,10 +390,16 @@ class NPUPipelines:
 
     An answer that outgrows its length becomes part of a longer prompt: what a caller allows is mostly far
     more than what a model says, and not worth minutes of compiling before it is needed.
+
+    platform   of the NPU, such as "4000": what was compiled ahead for it is taken
+    notes      what happened, for people
     """
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: Options, platform: str, driver: str | None, notes: Sequence[str]) -> None:
         self._options = options
+        self._platform = platform
+        self._driver = driver
+        self.notes = list(notes)
         self._prompt_tokens = 0
         self._long = False
         self._pipeline: genai.LLMPipeline | None = None
@@ -413,9 +415,33 @@ class NPUPipelines:
         if self._pipeline is None or prompt_tokens > self._prompt_tokens or long is not self._long:
             # Both at once may be more than the memory holds.
             self._pipeline = None
-            self._pipeline = self._compile(bucket(prompt_tokens), ANSWER_TOKENS, long=long)
+            self._pipeline = self._open(bucket(prompt_tokens), ANSWER_TOKENS, long=long)
             self._prompt_tokens, self._long = bucket(prompt_tokens), long
         return self._pipeline
+
+    def _open(self, prompt_tokens: int, answer_tokens: int, *, long: bool) -> genai.LLMPipeline:
+        """The pipeline for these lengths, compiled ahead or now."""
+        imported = self._import(prompt_tokens, answer_tokens) if self._options.rope_border is None else None
+        return imported or self._compile(prompt_tokens, answer_tokens, long=long)
+
+    def _import(self, prompt_tokens: int, answer_tokens: int) -> genai.LLMPipeline | None:
+        """What was compiled ahead for these lengths, or None."""
+        folder = Path(self._options.folder)
+        versions = {"openvino": openvino.get_version(), "driver": self._driver}
+        blob, why_not = compiled.find(folder, self._platform, prompt_tokens, answer_tokens, **versions)
+        if blob is not None:
+            weights = folder / preflight.WEIGHTS_FILE
+            properties = {**NPU_ONLY, "BLOB_PATH": str(blob), "WEIGHTS_PATH": str(weights)}
+            try:
+                pipeline = _pipeline(self._options, properties | dict(self._options.properties), long=False)
+            except AipcError as error:
+                why_not = f"{blob.name}: {error.message}"
+            else:
+                self.notes.append(f"{blob.name} is taken, which was compiled ahead")
+                return pipeline
+        if why_not:
+            self.notes.append(f"what was compiled ahead is not taken: {why_not}; it is compiled now")
+        return None
 
     def _compile(self, prompt_tokens: int, answer_tokens: int, *, long: bool) -> genai.LLMPipeline:
         shapes = f"{prompt_tokens}-{answer_tokens}"
@@ -429,11 +455,6 @@ class NPUPipelines:
         return _pipeline(self._options, properties, long=long)
 
 
-def bucket(tokens: int) -> int:
-    """The smallest of 1024, 2048, 4096 … that is not less than `tokens`."""
-    return max(SMALLEST_BUCKET, 1 << (tokens - 1).bit_length())
-
-
 def _load_npu(options: Options) -> SerialEngine:
     stand_in = str(options.properties.get("NPUW_DEVICES", "NPU"))
     if stand_in == "NPU":
@@ -442,7 +463,10 @@ def _load_npu(options: Options) -> SerialEngine:
     if options.exact:
         raise DeviceError("the NPU computes in float16: it has no exact arithmetic", hint="take --device CPU")
     word = "NPU" if stand_in == "NPU" else f"NPU (NPUW on {stand_in})"
-    return SerialEngine(options, NPUPipelines(options), word, notes)
+    # A device in the NPU's place is a platform of its own.
+    platform, driver = npu_here() if stand_in == "NPU" else (stand_in, None)
+    pipelines = NPUPipelines(options, platform, driver, notes)
+    return SerialEngine(options, pipelines, word, pipelines.notes)
 
 
 def _pipeline(options: Options, properties: Mapping[str, Any], *, long: bool) -> genai.LLMPipeline:

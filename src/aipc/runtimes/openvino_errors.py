@@ -34,7 +34,12 @@ _NO_DEVICE = (
     "ze_result_error_device_lost",
 )
 # What NPUW says when the compiler refused each of the devices it may use (openvino#34450).
-_REFUSED = ("no more devices are left", "failed to compile", "stoplocationverifierpass")
+_REFUSED = (
+    "no more devices are left",
+    "failed to compile",
+    "stoplocationverifierpass",
+    "compiler returned msg",
+)
 
 
 def translated(exc: BaseException, folder: str, device: str) -> AipcError:
