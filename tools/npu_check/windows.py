@@ -1,0 +1,240 @@
+"""Windows programs on Linux: Debian's Wine, Windows wheels from PyPI, and a C program of ours beside them.
+
+Everything lies in one cache folder: prefix/ is Wine's own, and packages-*/ holds what was unpacked and
+compiled for one list of wheels, so that another check can have its own list and share the rest.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import importlib.util
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+COMPILER = "x86_64-w64-mingw32-gcc"
+DEBIAN_PACKAGES = ("wine64", "gcc-mingw-w64-x86-64-win32")
+APT_LINE = f"apt-get install --no-install-recommends {' '.join(DEBIAN_PACKAGES)}"
+
+# Which of the Windows wheels: the check needs no Python there, so one version is as good as another.
+_WHEELS_FOR = ("--platform", "win_amd64", "--python-version", "3.11", "--implementation", "cp")
+
+# Wine has its own C++ runtime, which loses the exceptions of OpenVINO: a refusal would be a crash.
+_NATIVE = "concrt140,msvcp140,msvcp140_1,msvcp140_2,msvcp140_atomic_wait,vcruntime140,vcruntime140_1"
+_PREFIX_LIMIT_S = 300
+
+
+class NotHereError(Exception):
+    """Something that this machine must have is missing; the message says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A Windows program that ended, or was ended at its limit: then `code` is None."""
+
+    code: int | None
+    stdout: str
+    stderr: str
+
+
+class Wine:
+    """Runs Windows programs in a prefix of its own, with no display and no network question."""
+
+    def __init__(self, cache: Path) -> None:
+        loader = _find_loader()
+        if loader is None:
+            raise NotHereError(f"Wine is not installed; on Debian and Ubuntu: sudo {APT_LINE}")
+        self._loader = loader
+        self._environment = {
+            **{name: value for name, value in os.environ.items() if name != "DISPLAY"},
+            "WINEPREFIX": str(cache / "prefix"),
+            "WINEARCH": "win64",
+            "WINEDEBUG": "-all",
+            "WINEDLLOVERRIDES": f"mscoree,mshtml,winedbg.exe=;{_NATIVE}=n",
+        }
+        with _locked(cache):
+            if not (cache / "prefix" / "system.reg").is_file():
+                self._make_prefix(cache)
+
+    def run(self, program: Path, arguments: Sequence[str], limit_s: float) -> Finished:
+        """Run a program to its end, or kill it after `limit_s`."""
+        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+            process = subprocess.Popen(
+                [self._loader, str(program), *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                env=self._environment,
+                start_new_session=True,
+            )
+            code: int | None = None
+            try:
+                code = process.wait(limit_s)
+            except subprocess.TimeoutExpired:
+                pass
+            finally:
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)
+                    process.wait()
+            return Finished(code, *(_text(stream) for stream in (out, err)))
+
+    def _make_prefix(self, cache: Path) -> None:
+        say("making a Wine prefix")
+        prefix = cache / "prefix"
+        shutil.rmtree(prefix, ignore_errors=True)
+        done = self.run(Path("wineboot"), ["--init"], _PREFIX_LIMIT_S)
+        subprocess.run(
+            [_which("wineserver") or "wineserver", "--wait"],
+            env=self._environment,
+            check=False,
+            timeout=_PREFIX_LIMIT_S,
+        )
+        if done.code != 0 or not (prefix / "system.reg").is_file():
+            shutil.rmtree(prefix, ignore_errors=True)
+            raise NotHereError(f"Wine could not make its prefix {prefix}: {done.stderr[-500:]}")
+
+
+def require_debian_packages() -> None:
+    """See to it that Wine and the C compiler are here; root of a Debian installs them.
+
+    raises   NotHereError
+    """
+    missing = _missing()
+    if not missing:
+        return
+    if os.geteuid() != 0 or shutil.which("apt-get") is None:
+        raise NotHereError(f"{missing} is not installed; on Debian and Ubuntu: sudo {APT_LINE}")
+    say(f"{missing} is not installed: {APT_LINE}")
+    environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
+    for command in (["apt-get", "update", "-qq"], [*APT_LINE.split(), "-y", "-qq"]):
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise NotHereError(
+                f"{missing} is not installed, and {' '.join(command)} failed: {done.stderr.strip()[-500:]}"
+            )
+    if _missing():
+        raise NotHereError(f"{_missing()} is not found, although {APT_LINE} succeeded")
+
+
+def _missing() -> str:
+    here = {"Wine": _find_loader(), COMPILER: shutil.which(COMPILER)}
+    return " and ".join(name for name, path in here.items() if path is None)
+
+
+def packages(cache: Path, wheels: Path, source: Path) -> Path:
+    """The folder with the DLLs of `wheels` and the program that `source` becomes, made where it is missing.
+
+    wheels   a requirements file with a hash for each wheel
+    source   a C program; it is linked with openvino_c.dll
+    raises   NotHereError
+    """
+    key = hashlib.sha256(wheels.read_bytes() + source.read_bytes()).hexdigest()[:12]
+    folder = cache / f"packages-{key}"
+    with _locked(cache):
+        if not folder.is_dir():
+            with tempfile.TemporaryDirectory(dir=cache, prefix=".partial-") as partial:
+                made = Path(partial) / "packages"
+                made.mkdir()
+                _download(wheels, Path(partial))
+                for wheel in sorted(Path(partial).glob("*.whl")):
+                    _unpack(wheel, made)
+                _build(source, made)
+                made.rename(folder)
+    return folder
+
+
+def say(sentence: str) -> None:
+    """A line on stderr, for whoever waits."""
+    print(sentence, file=sys.stderr, flush=True)
+
+
+def windows_path(path: Path) -> str:
+    """How a Windows program calls a file of Linux: Wine's drive Z: is the root."""
+    return "Z:" + str(path.absolute()).replace("/", "\\")
+
+
+def _download(wheels: Path, folder: Path) -> None:
+    say(f"downloading what {wheels.name} lists")
+    pip = [sys.executable, "-m", "pip"]
+    if importlib.util.find_spec("pip") is None:
+        found = shutil.which("pip3") or shutil.which("pip")
+        if found is None:
+            raise NotHereError("pip is not installed; on Debian and Ubuntu: sudo apt-get install python3-pip")
+        pip = [found]
+    done = subprocess.run(
+        [
+            *[*pip, "download", "--quiet", "--disable-pip-version-check", "--dest", str(folder)],
+            *["--require-hashes", "--no-deps", "--only-binary=:all:", *_WHEELS_FOR],
+            *["--requirement", str(wheels)],
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if "DO NOT MATCH THE HASHES" in done.stderr:
+        raise RuntimeError(f"pip refused what {wheels} lists: {done.stderr.strip()}")
+    if done.returncode != 0:
+        raise NotHereError(f"pip could not download what {wheels.name} lists: {done.stderr.strip()[-800:]}")
+
+
+def _unpack(wheel: Path, folder: Path) -> None:
+    """The DLLs of a wheel side by side, where Windows looks for them; and OpenVINO's headers for C."""
+    with zipfile.ZipFile(wheel) as archive:
+        for name in archive.namelist():
+            _, is_header, header = name.partition("openvino/include/")
+            if name.endswith(".dll"):
+                target = folder / Path(name).name
+            elif is_header and header.startswith("openvino/c/"):
+                target = folder / "include" / header
+            else:
+                continue
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(archive.read(name))
+
+
+def _build(source: Path, folder: Path) -> None:
+    program = folder / source.with_suffix(".exe").name
+    done = subprocess.run(
+        [
+            *[COMPILER, "-std=c11", "-O2", "-Wall", "-Wextra", f"-I{folder / 'include'}", str(source)],
+            *[str(folder / "openvino_c.dll"), "-lpsapi", "-o", str(program)],
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise RuntimeError(f"{COMPILER} failed:\n{done.stderr}")
+
+
+@contextmanager
+def _locked(cache: Path) -> Iterator[None]:
+    """One set-up at a time."""
+    cache.mkdir(parents=True, exist_ok=True)
+    with (cache / ".lock").open("w", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _find_loader() -> str | None:
+    return _which("wine64") or _which("wine")
+
+
+def _which(name: str) -> str | None:
+    """Where a program is; Debian's wine64 alone puts none of its own on the path."""
+    return shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/lib/wine"]))
+
+
+def _text(stream: IO[bytes]) -> str:
+    stream.seek(0)
+    return stream.read().decode("utf-8", "replace")
