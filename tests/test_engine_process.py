@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 
 import stand_in
-from aipc.errors import RuntimeFailedError, SchemeError
+from aipc.errors import EngineLostError, RuntimeFailedError, SchemeError
 from aipc.runtimes.process import EngineProcess, Worker
 from aipc.types import Guidance, Sampling
-from engine_for_tests import COUNT, CRASH, RAISE
+from engine_for_tests import COUNT, CRASH, HOLD, RAISE
 
 OPTIONS = {"device": "CPU", "fail": False}
 
@@ -156,6 +156,35 @@ def test_many_that_ask_after_a_death_share_one_fresh_process(worker: Worker) -> 
         thread.join()
     assert sorted(answers) == [[0], [1], [2], [3]]
     assert worker._process._router._last == 4
+
+
+def test_a_process_that_hangs_is_ended_and_replaced() -> None:
+    worker = Worker("engine_for_tests", OPTIONS, silence_s=0.5)
+    other, stream = worker.stream([COUNT], Sampling()), worker.stream([HOLD], Sampling())
+    next(other)
+    pid = next(stream)
+    for lost in (stream, other):
+        with pytest.raises(EngineLostError, match="no sign of life"):
+            list(lost)
+    assert list(worker.stream([7], Sampling())) == [7]
+    assert worker.pid != pid
+    worker.close()
+
+
+def test_an_engine_that_says_so_may_be_silent_for_long(process: EngineProcess) -> None:
+    process._router._deliver({"id": 0, "busy": True})
+    assert process._patience_s() > 1000
+    process._router._deliver({"id": 0, "busy": False})
+    assert process._patience_s() < 100
+
+
+def test_a_stream_is_cancelled_while_its_reader_waits(worker: Worker) -> None:
+    stream = worker.stream([HOLD], Sampling())
+    next(stream)
+    threading.Timer(0.1, stream.cancel).start()
+    started = time.monotonic()
+    assert list(stream) == []
+    assert time.monotonic() - started < 30, "the engine computes for a minute"
 
 
 def test_a_closed_worker_starts_nothing(worker: Worker) -> None:

@@ -12,6 +12,7 @@
     ├── StorageError             7   no room, or no right to write
     ├── MissingExtraError        8   a package that this work needs is not installed
     └── RuntimeFailedError       9   the runtime below broke while it was working
+        └── EngineLostError          its process ended or hung; the same request may be asked again
 
 The numbers are the exit codes of the command line. A message says what was found and what is
 possible; a hint says what to do.
@@ -117,6 +118,12 @@ class RuntimeFailedError(AipcError):
 
     exit_code = 9
     code = "runtime_failed"
+
+
+class EngineLostError(RuntimeFailedError):
+    """The process that computes has ended or hung. The next request starts a fresh one."""
+
+    code = "engine_lost"
 
 
 def shown(value: object) -> str:

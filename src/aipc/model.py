@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from aipc.errors import DeviceError, MissingExtraError, SchemeError, UsageError
 from aipc.longrope import Crossings
 from aipc.runtimes.base import Session
 from aipc.text import StopFilter, Text
-from aipc.types import Chunk, Completion, FinishReason, Guidance, Message, Progress, Sampling, Stats
+from aipc.types import Chunk, Completion, FinishReason, Guidance, Message, Progress, Sampling, Stats, Stream
 
 if TYPE_CHECKING:
     from aipc.monitor import Monitor
@@ -199,8 +200,8 @@ class Model:
         response_format: Mapping[str, object] | None = None,
         raw: bool = False,
         monitor: Monitor | None = None,
-    ) -> Iterator[Chunk]:
-        """The answer, piece by piece; closing the iterator stops the work.
+    ) -> Stream[Chunk]:
+        """The answer, piece by piece; `close` stops the work, and so does `cancel`, from any thread.
 
         prompt           one user message, with raw=True plain text; messages; or token ids
         max_new_tokens   fewer if the context is full before
@@ -226,8 +227,12 @@ class Model:
         ids = self.encode(prompt, raw=raw)
         started = time.perf_counter()
         tokens = self.session.generate(ids, sampling)
-        chunks = self._stream(ids, tokens, sampling, stop_filter, started)
-        return chunks if monitor is None else monitor.watch(chunks, self.device, self.address)
+        cancelled = tokens.cancelled if isinstance(tokens, Stream) else threading.Event()
+        chunks = self._stream(
+            ids, tokens, cancelled, sampling=sampling, stop_filter=stop_filter, started=started
+        )
+        watched = chunks if monitor is None else monitor.watch(chunks, self.device, self.address)
+        return Stream(watched, cancelled)
 
     def generate(self, prompt: Prompt, **options: Any) -> Completion:
         """The whole answer at once; the options are those of `stream`."""
@@ -272,10 +277,12 @@ class Model:
         self,
         prompt: Sequence[int],
         tokens: Iterator[int],
+        cancelled: threading.Event,
+        *,
         sampling: Sampling,
         stop_filter: StopFilter,
         started: float,
-    ) -> Iterator[Chunk]:
+    ) -> Generator[Chunk, None, None]:
         """Ids to text, and the only clock: time is taken where a token is received."""
         room = self.context_length - len(prompt)
         long_factors, prefilled_anew = self._crossings.add(prompt, min(sampling.max_new_tokens, room))
@@ -295,12 +302,14 @@ class Model:
                 if stop_filter.stopped:
                     reason = "stop"
                 yield Chunk(text, (token,))
-                if stop_filter.stopped:
+                if stop_filter.stopped or cancelled.is_set():
                     break
         finally:
             close = getattr(tokens, "close", None)
             if close is not None:
                 close()
+        if cancelled.is_set() and reason == "length":
+            reason = "cancelled"
         rest = stop_filter.push(decoder.finish()) + stop_filter.finish()
         yield Chunk(
             rest,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import threading
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
 from aipc.errors import UsageError, shown
 
@@ -208,6 +209,34 @@ class Chunk:
     token_ids: tuple[int, ...] = ()
     finish_reason: FinishReason | None = None
     stats: Stats | None = None
+
+
+_T = TypeVar("_T")
+
+
+class Stream(Iterator[_T], Generic[_T]):
+    """Items that come one by one, whose work can be ended before they do.
+
+    `close`, as a generator's, is for the thread that reads. `cancel` is for any other, also while the
+    reader waits for the next item: the reader then soon meets the end.
+
+    cancelled   set once nobody wants the rest
+    """
+
+    def __init__(self, items: Generator[_T, None, None], cancelled: threading.Event) -> None:
+        self._items = items
+        self.cancelled = cancelled
+
+    def __next__(self) -> _T:
+        return next(self._items)
+
+    def close(self) -> None:
+        """Stop the work."""
+        self._items.close()
+
+    def cancel(self) -> None:
+        """Stop the work, from any thread."""
+        self.cancelled.set()
 
 
 @dataclass(frozen=True, slots=True)

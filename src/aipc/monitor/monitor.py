@@ -11,7 +11,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
@@ -108,7 +108,9 @@ class Monitor:
             number = sample.number
             yield sample
 
-    def watch(self, chunks: Iterator[Chunk], device: str, address: str | None = None) -> Iterator[Chunk]:
+    def watch(
+        self, chunks: Iterator[Chunk], device: str, address: str | None = None
+    ) -> Generator[Chunk, None, None]:
         """The same chunks; the Stats in the last tell how far the device was used, where that is readable.
 
         device    the word of the session that answers, such as "NPU"

@@ -89,6 +89,10 @@ class Outbox:
         """The model is loaded."""
         self._send({"id": 0, "ready": dict(about)})
 
+    def compiling(self, *, begins: bool) -> None:
+        """A device's compiler begins, and nothing will be heard for minutes; or it has ended."""
+        self._send({"id": 0, "busy": begins})
+
     def ids(self, number: int, ids: list[int], *, end: bool) -> None:
         """New ids of a request, and whether they are its last."""
         self._send({"id": number, "ids": ids, "end": end})

@@ -326,7 +326,9 @@ class SerialEngine:
             asked, max_new_tokens=asked.max_new_tokens - made, seed=((asked.seed or 0) + made) % 2**32
         )
         ids = streamer.request.prompt + streamer.ids
+        streamer.outbox.compiling(begins=True)
         pipeline = self._pipeline_for(len(ids), self._options.is_long(streamer.request))
+        streamer.outbox.compiling(begins=False)
         pipeline.generate(as_tensor(ids), generation_config(sampling), streamer)
         if len(streamer.ids) == made and not streamer.ended:
             raise RuntimeFailedError("OpenVINO gave no token and no reason", hint="try again on the CPU")
@@ -339,7 +341,8 @@ class _Streamer(genai.StreamerBase):  # type: ignore[misc]
         super().__init__()
         self.request = request
         self.ids: list[int] = []
-        self._inbox, self._outbox = inbox, outbox
+        self.outbox = outbox
+        self._inbox = inbox
 
     @property
     def ended(self) -> bool:
@@ -357,7 +360,7 @@ class _Streamer(genai.StreamerBase):  # type: ignore[misc]
             return genai.StreamingStatus.CANCEL
         new = [token] if isinstance(token, int) else list(token)
         self.ids += new
-        self._outbox.ids(self.request.number, new, end=False)
+        self.outbox.ids(self.request.number, new, end=False)
         return genai.StreamingStatus.RUNNING
 
     def end(self) -> None:

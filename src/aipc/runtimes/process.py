@@ -4,7 +4,7 @@ Why a process: `step()` of openvino-genai holds Python's lock while it computes,
 onnxruntime-genai. In the caller's process a long prompt would freeze every other thread for seconds:
 a server, a progress bar, Ctrl+C. It costs some 20 microseconds a token, and gives more: native code
 that crashes ends a stream and not the program, nothing it prints reaches stdout, and what it held is
-free when it ends.
+free when it ends. A process that hangs, as it does with a device whose driver was reset, is ended too.
 
 This file is the caller's side; aipc.runtimes.engine is the other.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import queue
 import signal
@@ -20,17 +21,24 @@ import subprocess
 import tempfile
 import threading
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import IO, Any, cast
 
 from aipc import errors
-from aipc.errors import AipcError, RuntimeFailedError
+from aipc.errors import AipcError, EngineLostError, RuntimeFailedError
 from aipc.runtimes.orphans import Lifeline, start_child
-from aipc.types import Sampling
+from aipc.types import Sampling, Stream
 
 # On Windows a thread that waits without a limit does not hear Ctrl+C.
 _WAIT_S = 0.2
 _EXIT_S = 2.0
+
+# The watchdog: so long may a process say nothing while it owes answers, and so much longer for each token
+# of the prompts that it still reads; 10 tokens/s is what the slowest machine reads of the largest model.
+SILENCE_S = 60.0
+_READING_S_PER_TOKEN = 0.25
+# And so long when it says that it compiles, or loads.
+_BUSY_S = 1800.0
 
 _Answers = queue.SimpleQueue[dict[str, Any]]
 
@@ -40,12 +48,17 @@ class EngineProcess:
 
     module    holds the engine's `main`
     options   for the engine, in JSON's types
+    silence_s how long it may say nothing while it owes answers
     ready     what the engine said of itself when it was loaded
 
-    raises    what the engine raised while it loaded; RuntimeFailedError if it ended instead
+    raises    what the engine raised while it loaded; EngineLostError if it ended instead
     """
 
-    def __init__(self, module: str, options: Mapping[str, object]) -> None:
+    def __init__(self, module: str, options: Mapping[str, object], *, silence_s: float = SILENCE_S) -> None:
+        self._silence_s = silence_s
+        self._hung = False
+        # Of the requests without an answer yet: how many tokens are to be read.
+        self._reading: dict[int, int] = {}
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process writes to it
         self._process, line = start_child(module, self._log)
         self._router = _Router(cast("IO[bytes]", self._process.stdout))
@@ -56,7 +69,7 @@ class EngineProcess:
         try:
             opening = self._router.open()
             self._send({"open": dict(options)})
-            self.ready = self._receive(opening[1])["ready"]
+            self.ready = cast("dict[str, Any]", self._receive(opening[1]))["ready"]
         except BaseException:
             self._process.kill()
             self.close()
@@ -67,25 +80,42 @@ class EngineProcess:
         """Whether it can take a request, as far as is known."""
         return self._end.alive and not self._router.ended and self._process.poll() is None
 
-    def stream(self, prompt: Sequence[int], sampling: Sampling) -> Iterator[int]:
-        """The ids that follow `prompt`. Closing the iterator withdraws the request.
+    @property
+    def pid(self) -> int:
+        """The number of the process."""
+        return self._process.pid
+
+    def stream(self, prompt: Sequence[int], sampling: Sampling) -> Stream[int]:
+        """The ids that follow `prompt`. Closing or cancelling the stream withdraws the request.
 
         raises   RuntimeFailedError, PromptTooLongError
         """
+        cancelled = threading.Event()
+        return Stream(self.ids(prompt, sampling, cancelled), cancelled)
+
+    def ids(
+        self, prompt: Sequence[int], sampling: Sampling, cancelled: threading.Event
+    ) -> Generator[int, None, None]:
+        """The ids that follow `prompt`, until another thread sets `cancelled`."""
         number, answers = self._router.open()
         ended = False
         try:
             fields = dataclasses.asdict(sampling) | {"stop_ids": sorted(sampling.stop_ids)}
+            self._reading[number] = len(prompt)
             self._send({"id": number, "prompt": list(prompt), "sampling": fields})
             while not ended:
                 try:
-                    answer = self._receive(answers)
+                    answer = self._receive(answers, cancelled)
                 except AipcError:
                     ended = True
                     raise
+                if answer is None:
+                    return
+                self._reading.pop(number, None)
                 ended = answer["end"]
                 yield from answer["ids"]
         finally:
+            self._reading.pop(number, None)
             self._router.forget(number)
             if not ended:
                 with contextlib.suppress(RuntimeFailedError):
@@ -105,26 +135,50 @@ class EngineProcess:
         except (OSError, ValueError) as exc:
             raise self._failed() from exc
 
-    def _receive(self, answers: _Answers) -> dict[str, Any]:
-        while True:
+    def _receive(self, answers: _Answers, cancelled: threading.Event | None = None) -> dict[str, Any] | None:
+        """The next answer, or None once it is cancelled. Whoever waits here keeps the watch."""
+        silent_s, heard = 0.0, self._router.heard
+        while not (cancelled and cancelled.is_set()):
             try:
                 answer = answers.get(timeout=_WAIT_S)
             except queue.Empty:
+                # Waits are counted, and no clock is read: a machine that slept has not been silent.
+                silent_s = silent_s + _WAIT_S if heard == self._router.heard else 0.0
+                heard = self._router.heard
+                if silent_s > self._patience_s():
+                    self._give_up()
                 continue
             if "error" in answer:
                 raise _rebuilt(answer["error"])
             if "ended" in answer:
                 raise self._failed()
             return answer
+        return None
+
+    def _patience_s(self) -> float:
+        if self._router.busy:
+            return _BUSY_S
+        return self._silence_s + _READING_S_PER_TOKEN * sum([*self._reading.values()])
+
+    def _give_up(self) -> None:
+        """End a process that hangs; every stream is told, even if the system cannot end it."""
+        self._hung = True
+        self._process.kill()
+        self._router.end()
 
     def _failed(self) -> RuntimeFailedError:
         """Why nothing more comes out of the process."""
         if not self._end.alive:
             return RuntimeFailedError("the model was closed")
+        if self._hung:
+            return EngineLostError(
+                "the runtime's process gave no sign of life and was ended",
+                hint="ask again, which starts it anew; if it happens again, the device's driver may hang",
+            )
         self._process.wait()
         self._log.seek(0)
         words = self._log.read().decode("utf-8", "replace").strip().splitlines()
-        failure = RuntimeFailedError(
+        failure = EngineLostError(
             f"the runtime's process {_ending(self._process.returncode)}"
             + (f": {words[-1][:300]}" if words else ""),
             hint="ask again, which starts it anew; if it happens again, see what --verbose says",
@@ -136,36 +190,47 @@ class EngineProcess:
 class Worker:
     """An `EngineProcess`, and a fresh one for the request that comes after its death.
 
+    silence_s how long it may say nothing while it owes answers
     ready     what the first engine said of itself when it was loaded
 
     raises    as EngineProcess
     """
 
-    def __init__(self, module: str, options: Mapping[str, object]) -> None:
-        self._module = module
-        self._options = dict(options)
+    def __init__(self, module: str, options: Mapping[str, object], *, silence_s: float = SILENCE_S) -> None:
+        self._start = functools.partial(EngineProcess, module, dict(options), silence_s=silence_s)
         self._lock = threading.Lock()
         self._closed = False
-        self._process = EngineProcess(module, options)
+        self._process = self._start()
         self.ready = self._process.ready
 
-    def stream(self, prompt: Sequence[int], sampling: Sampling) -> Iterator[int]:
-        """The ids that follow `prompt`. Closing the iterator withdraws the request.
+    @property
+    def pid(self) -> int:
+        """The number of the process that computes now."""
+        return self._process.pid
+
+    def stream(self, prompt: Sequence[int], sampling: Sampling) -> Stream[int]:
+        """The ids that follow `prompt`. Closing or cancelling the stream withdraws the request.
 
         raises   as EngineProcess, and what its loading raises where it must be started again
         """
-        yield from self._living().stream(prompt, sampling)
+        cancelled = threading.Event()
+        return Stream(self._ids(prompt, sampling, cancelled), cancelled)
 
     def close(self) -> None:
         """End the process; every running stream ends with RuntimeFailedError."""
         self._closed = True
         self._process.close()
 
+    def _ids(
+        self, prompt: Sequence[int], sampling: Sampling, cancelled: threading.Event
+    ) -> Generator[int, None, None]:
+        yield from self._living().ids(prompt, sampling, cancelled)
+
     def _living(self) -> EngineProcess:
         with self._lock:
             if not self._closed and not self._process.alive:
                 self._process.close()
-                self._process = EngineProcess(self._module, self._options)
+                self._process = self._start()
                 if self._closed:
                     # close() was called while it was loaded, and closed the one before.
                     self._process.close()
@@ -173,13 +238,19 @@ class Worker:
 
 
 class _Router:
-    """Reads the process's answers in a thread, and sorts them by request."""
+    """Reads the process's answers in a thread, and sorts them by request.
+
+    heard   how many messages have come
+    busy    whether the process said that it is about to be silent for long, as it is while it loads
+    """
 
     def __init__(self, pipe: IO[bytes]) -> None:
         self._pipe = pipe
         self._lock = threading.RLock()
         self._waiting: dict[int, _Answers] = {}
         self._last = -1
+        self.heard = 0
+        self.busy = True
         self.ended = False
         self._thread = threading.Thread(target=self._read, name="aipc-engine-answers", daemon=True)
         self._thread.start()
@@ -211,12 +282,20 @@ class _Router:
                 if line.endswith(b"\n"):
                     self._deliver(json.loads(line))
         finally:
-            with self._lock:
-                self.ended = True
-                for answers in self._waiting.values():
-                    answers.put({"ended": True})
+            self.end()
+
+    def end(self) -> None:
+        """Tell every request that no more answers come."""
+        with self._lock:
+            self.ended = True
+            for answers in self._waiting.values():
+                answers.put({"ended": True})
 
     def _deliver(self, answer: dict[str, Any]) -> None:
+        self.heard += 1
+        self.busy = answer.get("busy", False)
+        if "busy" in answer:
+            return
         with self._lock:
             answers = self._waiting.get(answer["id"])
         if answers is not None:
@@ -231,7 +310,12 @@ def _end(process: subprocess.Popen[bytes], router: _Router, log: IO[bytes], line
         process.wait(_EXIT_S)
     except subprocess.TimeoutExpired:
         process.kill()
-        process.wait()
+        try:
+            process.wait(_EXIT_S)
+        except subprocess.TimeoutExpired:
+            # A driver holds it in the kernel: it ends when the driver lets go, and nothing waits for that.
+            line.close()
+            return
     line.close()
     router.join()
     cast("IO[bytes]", process.stdout).close()

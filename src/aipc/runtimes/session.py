@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from aipc.errors import PromptTooLongError, UsageError
 from aipc.runtimes.process import Worker
-from aipc.types import Sampling
+from aipc.types import Sampling, Stream
 
 
 class EngineSession:
@@ -26,7 +26,12 @@ class EngineSession:
         self.precision = precision
         self.context_length = context_length
 
-    def generate(self, prompt: Sequence[int], sampling: Sampling) -> Iterator[int]:
+    @property
+    def pid(self) -> int:
+        """The number of the process that computes."""
+        return self._worker.pid
+
+    def generate(self, prompt: Sequence[int], sampling: Sampling) -> Stream[int]:
         """The ids that follow `prompt`; see `Session.generate`.
 
         raises   UsageError for an empty prompt or an id that does not exist; PromptTooLongError;
