@@ -22,7 +22,8 @@ PACKAGE = Path(aipc.__file__).parent
 FREE = {"errors", "types"}
 ARROWS = {
     "__main__": {"cli"},
-    "cli": {"aipc", "cache", "compiled", "doctor", "model", "monitor", "npu_compile"},
+    "cli": {"aipc", "cache", "compiled", "doctor", "model", "monitor", "npu_compile", "serve"},
+    "serve": {"aipc", "cache", "hub", "model"},
     "aipc": {"inventory", "model", "prepare"},
     "model": {"inventory", "longrope", "monitor", "plan", "prepare", "text", "runtimes.base"},
     "npu_compile": {"compiled", "inventory", "preflight", "prepare", "runtimes.base"},
@@ -101,6 +102,12 @@ OWNERS = {
     "rich": ["cli/console.py"],
     "torch": ["transformers/*"],
     "transformers": ["transformers/*"],
+    "fastapi": ["serve/*"],
+    "starlette": ["serve/*"],
+    "pydantic": ["serve/*"],
+    "uvicorn": ["serve/server.py"],
+    "prometheus_client": ["serve/metrics.py"],
+    "psutil": ["serve/pool.py"],
 }
 
 HEAVY = {
@@ -120,6 +127,9 @@ HEAVY = {
     "torch",
     "transformers",
     "psutil",
+    "fastapi",
+    "pydantic",
+    "uvicorn",
 }
 
 
@@ -250,6 +260,7 @@ def loaded_by(code: str) -> set[str]:
         "from aipc.cli import main; main(['compile', '--help'])",
         "from aipc.cli import main; main(['devices', '--help'])",
         "from aipc.cli import main; main(['doctor', '--help'])",
+        "from aipc.cli import main; main(['serve', '--help'])",
         "from aipc.cli import main; main(['rnu'])",
     ],
 )

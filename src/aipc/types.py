@@ -13,7 +13,7 @@ from aipc.errors import UsageError, shown
 FinishReason = Literal["stop", "length", "cancelled"]
 DeviceKind = Literal["NPU", "discrete GPU", "integrated GPU", "CPU"]
 
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "user", "assistant", "tool")
 
 # What a grammar may cost before a runtime has even looked at it.
 MAX_GUIDANCE_CHARS = 65_536
@@ -22,10 +22,15 @@ MAX_SCHEMA_DEPTH = 64
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation."""
+    """One turn of a conversation.
+
+    tools   in a system message: the functions that the model may call, as JSON text, where its chat
+            template has a place for them
+    """
 
     role: str
     content: str
+    tools: str | None = None
 
     @classmethod
     def parse(cls, value: Message | Mapping[str, object]) -> Message:
@@ -90,16 +95,24 @@ def _schema_text(described: object) -> str:
             f"response_format has no JSON schema, but {shown(described)}",
             hint='write it as {"type": "json_schema", "json_schema": {"schema": {...}}}',
         )
-    # Level by level: a recursion is what a hostile schema would want.
-    level: list[object] = [schema]
-    for _ in range(MAX_SCHEMA_DEPTH):
-        level = [inner for value in level for inner in _inside(value)]
-    if level:
-        raise UsageError(f"the JSON schema is nested more than {MAX_SCHEMA_DEPTH} levels deep")
+    refuse_deep(schema, "JSON schema")
     try:
         return _bounded(json.dumps(schema, separators=(",", ":"), ensure_ascii=False), "JSON schema")
     except (TypeError, ValueError) as exc:
         raise UsageError(f"the JSON schema cannot be written as JSON: {exc}") from exc
+
+
+def refuse_deep(value: object, what: str) -> None:
+    """Refuse objects and lists in one another without an end.
+
+    raises   UsageError
+    """
+    # Level by level: a recursion is what a hostile value would want.
+    level: list[object] = [value]
+    for _ in range(MAX_SCHEMA_DEPTH):
+        level = [inner for outer in level for inner in _inside(outer)]
+    if level:
+        raise UsageError(f"the {what} is nested more than {MAX_SCHEMA_DEPTH} levels deep")
 
 
 def _inside(value: object) -> list[object]:

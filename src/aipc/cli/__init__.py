@@ -21,6 +21,7 @@ COMMANDS = {
     "run": ("aipc.cli.run", "answer a prompt, or chat"),
     "convert": ("aipc.cli.convert", "convert a checkpoint once, for later runs or other programs"),
     "compile": ("aipc.cli.compile", "compile a model for an NPU before it gets there"),
+    "serve": ("aipc.cli.serve", "answer OpenAI's and Ollama's clients, from models of this machine"),
     "devices": ("aipc.cli.devices", "list the processors here, and the words that reach them"),
     "doctor": ("aipc.cli.doctor", "find what is wrong with this machine, and what mends it"),
     "models": ("aipc.cli.models", "list, verify, prepare and remove the models on this machine"),

@@ -62,12 +62,12 @@ class ChatTemplate:
 
         raises   UsageError if the template refuses the conversation, CheckpointError if it fails
         """
-        sandbox = self._sandbox(sum(len(message.content) for message in messages))
+        sandbox = self._sandbox(sum(len(message.content) + len(message.tools or "") for message in messages))
         try:
             template = Template.from_code(sandbox, self._code, sandbox.make_globals(None))
             return template.render(
                 self._special,
-                messages=[{"role": message.role, "content": message.content} for message in messages],
+                messages=[_as_object(message) for message in messages],
                 add_generation_prompt=generation_prompt,
                 tools=None,
                 documents=None,
@@ -90,6 +90,12 @@ class ChatTemplate:
             f"{self._origin}: the chat template cannot be used ({' '.join(str(what).split())[:300]})",
             hint="repair the template, or pass the whole prompt yourself with raw=True",
         )
+
+
+def _as_object(message: Message) -> dict[str, str]:
+    """A message as templates know it; they ask whether it has tools, so most have no such key."""
+    plain = {"role": message.role, "content": message.content}
+    return plain if message.tools is None else {**plain, "tools": message.tools}
 
 
 def read_chat_template(

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,7 +91,8 @@ class Text:
         only where the template writes them: "<|end|>" inside a message is seven harmless characters,
         so that no message can end its turn and speak as another role.
 
-        raises   UsageError if there is no template, or it refuses the conversation
+        raises   UsageError if there is no template, it has no place for tools that are there, or it refuses
+                 the conversation
         """
         template = self._template
         if template is None:
@@ -100,13 +102,33 @@ class Text:
             )
         if not messages:
             raise UsageError("a conversation has at least one message")
+        if not self.takes_tools and any(m.tools is not None or m.role == "tool" for m in messages):
+            raise UsageError(
+                "this model was not trained to call functions: its chat template has no place for tools",
+                hint="take a model that was, such as phi-4-mini, or leave them out",
+            )
         messages = _with_system_kept(template, messages)
         mark = _unused(_NONCHARACTERS, messages)
-        marked = [Message(m.role, self._broken_up(m.content, mark)) for m in messages]
+        marked = [
+            replace(
+                m, content=self._broken_up(m.content, mark), tools=m.tools and self._broken_up(m.tools, mark)
+            )
+            for m in messages
+        ]
         encoding = self._encode(self._tokenizer, template.render(marked), add_special_tokens=False)
         if marked == messages:
             return encoding.ids
         return list(self._without_mark(encoding, template.render(marked), mark))
+
+    @cached_property
+    def takes_tools(self) -> bool:
+        """Whether the chat template has a place for functions in the system message, as Phi-4-mini's has."""
+        tools = _NONCHARACTERS[0]
+        probe = [Message("system", "a", tools), Message("user", "a")]
+        try:
+            return self._template is not None and tools in self._template.render(probe)
+        except AipcError:
+            return False
 
     def decoder(self) -> Detokenizer:
         """A new detokenizer, for one answer."""
@@ -249,7 +271,7 @@ def _pattern(texts: Iterable[str]) -> re.Pattern[str] | None:
 
 def _unused(candidates: Sequence[str], messages: Sequence[Message]) -> str:
     for candidate in candidates:
-        if not any(candidate in message.content for message in messages):
+        if not any(candidate in message.content + (message.tools or "") for message in messages):
             return candidate
     raise UsageError("the messages hold all 32 noncharacters from U+FDD0 on, which no text needs")
 
@@ -261,7 +283,7 @@ def _with_system_kept(template: ChatTemplate, messages: Sequence[Message]) -> li
     for message in messages:
         if message.role != "system" or not message.content:
             continue
-        probe = [Message(m.role, mark) if m is message else m for m in kept]
+        probe = [replace(m, content=mark) if m is message else m for m in kept]
         if mark in template.render(probe):
             continue
         kept = [m for m in kept if m is not message]

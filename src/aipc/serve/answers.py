@@ -1,0 +1,213 @@
+"""The way of a request: into the queue, to a loaded model, piece by piece back to who asked."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from aipc.errors import EngineLostError
+from aipc.model import Model, Prompt
+from aipc.serve.failures import RefusedError
+from aipc.serve.metrics import Metrics
+from aipc.serve.pool import Entry, Pool
+from aipc.serve.reading import read
+from aipc.serve.slots import Ticket
+from aipc.types import Chunk, FinishReason, Stats, Stream
+
+# What an answer may have where the client names no limit.
+_USUAL_MOST_TOKENS = 4096
+# No answer takes longer, queue and load included.
+_LONGEST_S = 3600.0
+_ATTEMPTS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One answer's worth of work.
+
+    options   keywords for Model.stream
+    """
+
+    prompt: Prompt
+    options: Mapping[str, Any]
+    raw: bool = False
+
+    def ask(self, model: Model) -> Stream[Chunk]:
+        """The answer's stream.
+
+        raises   UsageError, PromptTooLongError
+        """
+        most = min(model.context_length, _USUAL_MOST_TOKENS)
+        return model.stream(self.prompt, raw=self.raw, **{"max_new_tokens": most, **self.options})
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A chunk of the answer to one of the questions."""
+
+    index: int
+    chunk: Chunk
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """An answer that is complete."""
+
+    text: str
+    finish_reason: FinishReason
+    stats: Stats
+
+
+class Desk:
+    """Where requests are handed in."""
+
+    def __init__(self, pool: Pool, metrics: Metrics) -> None:
+        self.pool = pool
+        self.metrics = metrics
+
+    def ask(
+        self,
+        name: str,
+        questions: Sequence[Question],
+        client: str,
+        *,
+        live: bool,
+        keep_alive_s: float | None = None,
+    ) -> Answers:
+        """The answers to all questions. Whoever asks calls `cancel` in the end, whatever happened.
+
+        client         who waits in the queue beside others
+        live           pieces are handed out as they come; otherwise all of an answer at its end
+        keep_alive_s   how long the model stays loaded afterwards, in place of the usual
+        raises         ModelNotFoundError, RefusedError (429)
+        """
+        entry = self.pool.find(name)
+        tickets = entry.slots.enter(client, len(questions))
+        return Answers(self, entry, list(zip(questions, tickets, strict=True)), live, keep_alive_s)
+
+
+class Answers:
+    """The answers to the questions of one request, under way at the same time."""
+
+    def __init__(
+        self,
+        desk: Desk,
+        entry: Entry,
+        work: Sequence[tuple[Question, Ticket]],
+        live: bool,
+        keep_alive_s: float | None,
+    ) -> None:
+        self._desk = desk
+        self._entry = entry
+        self._live = live
+        self._keep_alive_s = keep_alive_s
+        self._arrived: float | None = time.perf_counter()
+        self._left = len(work)
+        self._begun: list[Piece] = []
+        self._pieces: asyncio.Queue[list[Piece] | Exception] = asyncio.Queue(maxsize=64)
+        self._tasks = [
+            asyncio.create_task(self._answer(index, question, ticket))
+            for index, (question, ticket) in enumerate(work)
+        ]
+
+    @property
+    def ended(self) -> bool:
+        """Whether every answer was handed out to its end."""
+        return self._left == 0 and not self._begun
+
+    async def begin(self, wait_s: float) -> None:
+        """Wait for the first pieces, which `take` then gives; at most so long.
+
+        raises   what makes an answer impossible
+        """
+        self._begun = await self.take(wait_s)
+
+    async def take(self, wait_s: float | None = None) -> list[Piece]:
+        """What has come, once something has; nothing after `wait_s`.
+
+        raises   what any of the answers raises
+        """
+        if self._begun:
+            begun, self._begun = self._begun, []
+            return begun
+        try:
+            async with asyncio.timeout(wait_s):
+                pieces = await self._pieces.get()
+        except TimeoutError:
+            return []
+        if isinstance(pieces, Exception):
+            raise pieces
+        self._left -= sum(piece.chunk.finish_reason is not None for piece in pieces)
+        return pieces
+
+    async def whole(self) -> list[Whole]:
+        """All answers.
+
+        raises   what any of them raises
+        """
+        chunks: list[list[Chunk]] = [[] for _ in self._tasks]
+        while not self.ended:
+            for piece in await self.take():
+                chunks[piece.index].append(piece.chunk)
+        return [_joined(parts) for parts in chunks]
+
+    def cancel(self) -> None:
+        """Stop the work that is left."""
+        for task in self._tasks:
+            task.cancel()
+
+    async def _answer(self, index: int, question: Question, ticket: Ticket) -> None:
+        """Put the pieces of one answer, or why it has none, into the queue."""
+        try:
+            async with asyncio.timeout(_LONGEST_S):
+                await ticket.granted
+                async with self._desk.pool.lease(self._entry, self._keep_alive_s) as model:
+                    await self._attempt(index, question, model)
+        except TimeoutError:
+            late = RefusedError(503, "too_slow", f"the answer took longer than {_LONGEST_S:.0f} s")
+            await self._pieces.put(late)
+        except Exception as exc:  # noqa: BLE001 - raised again where the pieces are taken
+            await self._pieces.put(exc)
+        finally:
+            ticket.leave()
+
+    async def _attempt(self, index: int, question: Question, model: Model) -> None:
+        """Ask; and once more if the process was lost before anything was handed out."""
+        for attempt in range(1, _ATTEMPTS + 1):
+            handed_out = False
+            kept: list[Piece] = []
+            try:
+                async with contextlib.aclosing(read(lambda: question.ask(model))) as batches:
+                    async for batch in batches:
+                        self._observe(batch)
+                        kept += [Piece(index, chunk) for chunk in batch]
+                        if kept and (self._live or kept[-1].chunk.finish_reason):
+                            handed_out = True
+                            await self._pieces.put(kept)
+                            kept = []
+            except EngineLostError:
+                if handed_out or attempt == _ATTEMPTS:
+                    raise
+                self._desk.metrics.replays.labels(self._entry.name).inc()
+            else:
+                return
+
+    def _observe(self, batch: Sequence[Chunk]) -> None:
+        name, metrics = self._entry.name, self._desk.metrics
+        if batch and self._arrived is not None:
+            metrics.first_token(name, time.perf_counter() - self._arrived)
+            self._arrived = None
+        for chunk in batch:
+            if chunk.stats is not None:
+                metrics.answered(name, chunk.stats)
+
+
+def _joined(chunks: Sequence[Chunk]) -> Whole:
+    last = chunks[-1]
+    assert last.finish_reason is not None  # noqa: S101 - what Model.stream promises of its last chunk
+    assert last.stats is not None  # noqa: S101
+    return Whole("".join(chunk.text for chunk in chunks), last.finish_reason, last.stats)

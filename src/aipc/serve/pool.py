@@ -1,0 +1,209 @@
+"""The models that are served: loaded when they are asked for, unloaded when memory or time runs out."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import dataclass, field
+
+import psutil
+
+from aipc.errors import ModelNotFoundError
+from aipc.model import Model
+from aipc.serve.failures import RefusedError
+from aipc.serve.slots import Slots
+
+# Ollama's clients add a tag to a name that has none.
+_USUAL_TAG = ":latest"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much the pool may use.
+
+    memory_bytes   of all processes that compute together
+    keep_alive_s   how long an idle model stays loaded; below 0 for ever
+    at_once        requests that one model works on
+    waiting        requests that may wait for one model
+    """
+
+    memory_bytes: int
+    keep_alive_s: float = 300.0
+    at_once: int = 8
+    waiting: int = 64
+
+
+@dataclass(slots=True)
+class Entry:
+    """A model that is served, loaded or not.
+
+    users          requests that hold it
+    last_used      on the clock of time.monotonic()
+    expires        when it is unloaded if nobody asks, on the clock of time.time(); None while it is used,
+                   and if it stays for ever
+    memory_bytes   of its process, when it was last measured
+    """
+
+    name: str
+    slots: Slots
+    model: Model | None = None
+    loading: asyncio.Task[Model] | None = None
+    users: int = 0
+    last_used: float = 0.0
+    expires: float | None = None
+    memory_bytes: int = 0
+    timer: asyncio.TimerHandle | None = field(default=None, repr=False)
+
+
+class Pool:
+    """Models by the names that their owner gave.
+
+    load   opens a model; called in a thread
+    """
+
+    def __init__(self, names: Iterable[str], load: Callable[[str], Model], limits: Limits) -> None:
+        self.limits = limits
+        self.entries = {name: Entry(name, Slots(limits.at_once, limits.waiting)) for name in names}
+        self._load = load
+        self._loading = asyncio.Lock()
+        self._closing: set[asyncio.Task[None]] = set()
+        self._closed = False
+
+    def find(self, name: str) -> Entry:
+        """The entry of a name.
+
+        raises   ModelNotFoundError
+        """
+        entry = self.entries.get(name) or self.entries.get(name.removesuffix(_USUAL_TAG))
+        if entry is None:
+            raise ModelNotFoundError(
+                f"the model {name[:200]!r} is not served here", hint=f"served are {', '.join(self.entries)}"
+            )
+        return entry
+
+    @contextlib.asynccontextmanager
+    async def lease(self, entry: Entry, keep_alive_s: float | None = None) -> AsyncIterator[Model]:
+        """The model, loaded; it is not unloaded before the end of the `with`.
+
+        keep_alive_s   how long it stays afterwards, in place of the usual
+        raises         what loading raises, RefusedError (503) if there is no memory for it
+        """
+        entry.users += 1
+        if entry.timer is not None:
+            entry.timer.cancel()
+        entry.timer = entry.expires = None
+        try:
+            yield entry.model or await self._loaded(entry)
+        finally:
+            entry.users -= 1
+            entry.last_used = time.monotonic()
+            if entry.users == 0 and entry.model is not None:
+                self._schedule_unload(
+                    entry, self.limits.keep_alive_s if keep_alive_s is None else keep_alive_s
+                )
+
+    def adopt(self, name: str, model: Model) -> None:
+        """Take a model that was loaded before; it stays as long as one that was just used."""
+        entry = self.entries[name]
+        self._hold(entry, model)
+        self._schedule_unload(entry, self.limits.keep_alive_s)
+
+    async def close(self) -> None:
+        """Unload everything; every answer under way ends with an error."""
+        self._closed = True
+        for entry in self.entries.values():
+            if entry.loading is not None:
+                with contextlib.suppress(Exception):
+                    await asyncio.shield(entry.loading)
+            self._unload(entry)
+        await asyncio.gather(*self._closing)
+
+    async def _loaded(self, entry: Entry) -> Model:
+        """The model, from a load that all who wait for it share and none of them ends."""
+        if self._closed:
+            raise RefusedError(503, "shutting_down", "the server is shutting down")
+        if entry.loading is None:
+            entry.loading = asyncio.create_task(self._open(entry))
+            # Its error is nobody's if all who waited have gone.
+            entry.loading.add_done_callback(lambda task: task.cancelled() or task.exception())
+        return await asyncio.shield(entry.loading)
+
+    async def _open(self, entry: Entry) -> Model:
+        try:
+            async with self._loading:
+                self._make_room(entry)
+                model = await asyncio.to_thread(self._load, entry.name)
+                self._hold(entry, model)
+                self._make_room(entry)
+        finally:
+            entry.loading = None
+        if entry.users == 0:  # who asked for it has gone
+            self._schedule_unload(entry, self.limits.keep_alive_s)
+        return model
+
+    def _hold(self, entry: Entry, model: Model) -> None:
+        entry.model = model
+        entry.last_used = time.monotonic()
+        entry.memory_bytes = _memory_bytes(model)
+
+    def _make_room(self, wanted: Entry) -> None:
+        """Unload idle models, the longest unused first, until `wanted` fits as large as it was last measured.
+
+        raises   RefusedError (503) if it is not loaded, and what is loaded is in use and leaves no room
+        """
+        others = [other for other in self.entries.values() if other.model is not None and other is not wanted]
+        for other in others:
+            other.memory_bytes = _memory_bytes(other.model) or other.memory_bytes
+        for other in sorted(others, key=lambda other: other.last_used):
+            if self._fits(wanted, others):
+                return
+            if other.users == 0:
+                self._unload(other)
+                others.remove(other)
+        if others and wanted.model is None and not self._fits(wanted, others):
+            raise RefusedError(
+                503,
+                "out_of_memory",
+                f"there is no memory for {wanted.name} beside {', '.join(other.name for other in others)}, "
+                "which are answering",
+                hint="ask again later, or start the server with more --memory",
+                retry_after_s=max(other.slots.retry_after_s() for other in others),
+            )
+
+    def _fits(self, wanted: Entry, others: list[Entry]) -> bool:
+        return wanted.memory_bytes + sum(o.memory_bytes for o in others) <= self.limits.memory_bytes
+
+    def _schedule_unload(self, entry: Entry, keep_alive_s: float) -> None:
+        if keep_alive_s < 0:
+            return
+        entry.expires = time.time() + keep_alive_s
+        entry.timer = asyncio.get_running_loop().call_later(keep_alive_s, self._unload, entry)
+
+    def _unload(self, entry: Entry) -> None:
+        """Forget the model now, and end its process in a thread: that may take seconds."""
+        model, entry.model = entry.model, None
+        if entry.timer is not None:
+            entry.timer.cancel()
+        entry.timer = entry.expires = None
+        if model is not None:
+            task = asyncio.create_task(asyncio.to_thread(model.close))
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
+
+
+def machine_memory_bytes() -> int:
+    """All memory of this machine."""
+    return int(psutil.virtual_memory().total)
+
+
+def _memory_bytes(model: Model | None) -> int:
+    """Resident memory of the process that computes; 0 where a session has none of its own."""
+    pid = getattr(model.session, "pid", None) if model is not None else None
+    if pid is None:
+        return 0
+    try:
+        return int(psutil.Process(pid).memory_info().rss)
+    except psutil.Error:
+        return 0

@@ -1,0 +1,67 @@
+"""uvicorn in front of the application: where it listens, what it logs, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+
+import uvicorn
+from fastapi import FastAPI
+
+from aipc.errors import UsageError
+from aipc.serve.pool import Pool
+
+# Open connections, used or not; more are told to come back.
+_MOST_CONNECTIONS = 512
+_KEEP_ALIVE_S = 30
+
+
+class Server(uvicorn.Server):
+    """Ends gracefully: answers under way are finished, those that take too long end with an error.
+
+    drain_s   how long they may take
+    """
+
+    def __init__(self, app: FastAPI, pool: Pool, *, drain_s: float, verbose: bool) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                log_level="info" if verbose else "critical",
+                access_log=verbose,
+                server_header=False,
+                lifespan="on",
+                limit_concurrency=_MOST_CONNECTIONS,
+                timeout_keep_alive=_KEEP_ALIVE_S,
+                # By then the models are closed, and the last errors written.
+                timeout_graceful_shutdown=int(drain_s) + 5,
+            )
+        )
+        self._pool = pool
+        self._drain_s = drain_s
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Take no new connections, wait for the answers, then close the models."""
+        closing = asyncio.get_running_loop().call_later(self._drain_s, self._cut_short)
+        await super().shutdown(sockets)
+        closing.cancel()
+
+    def _cut_short(self) -> None:
+        self._closing = asyncio.create_task(self._pool.close())
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens.
+
+    raises   UsageError if the port is taken, or the address is not this machine's
+    """
+    if not 0 <= port < 2**16:
+        raise UsageError(f"there is no port {port}; possible are 0, for a free one, to {2**16 - 1}")
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=1024)
+    except (OSError, UnicodeError) as exc:
+        reason = getattr(exc, "strerror", None) or exc
+        raise UsageError(
+            f"the server cannot listen on {host} port {port}: {reason}",
+            hint="another program may be there; take another port with --port",
+        ) from exc

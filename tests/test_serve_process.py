@@ -1,0 +1,173 @@
+"""`aipc serve` as its users start it: a process, the demo model, and what may happen to both."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import openai
+import psutil
+import pytest
+
+from aipc.cli import main
+from aipc.cli.serve import seconds
+from aipc.errors import UsageError
+from test_no_network import Watched
+
+QUESTION = [{"role": "user", "content": "What is an NPU?"}]
+
+
+class Program:
+    """A server that runs."""
+
+    def __init__(self, process: subprocess.Popen[str], port: int, said: list[str]) -> None:
+        self.process = process
+        self.url = f"http://127.0.0.1:{port}"
+        self.said = said
+
+    def ask(self, client: openai.OpenAI, **options: object) -> str:
+        completion = client.chat.completions.create(model="demo", messages=QUESTION, **options)  # type: ignore[call-overload]
+        return str(completion.choices[0].message.content)
+
+    def workers(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+
+@contextmanager
+def program(environment: dict[str, str], *words: str) -> Iterator[Program]:
+    """`aipc serve demo` on a free port, until the end of the `with`."""
+    command = [sys.executable, "-m", "aipc", "serve", *words, "--port", "0"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    assert process.stderr is not None
+    said: list[str] = []
+    try:
+        for line in process.stderr:
+            said.append(line)
+            if line.startswith("OpenAI: "):
+                break
+        port = int(said[-1].partition("/v1")[0].rpartition(":")[2]) if said else 0
+        reader = threading.Thread(target=lambda: said.extend(process.stderr or ()), daemon=True)
+        reader.start()
+        yield Program(process, port, said)
+    finally:
+        process.terminate()
+        process.wait(30)
+        reader.join(30)
+        process.stderr.close()
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    inherited = {name: value for name, value in os.environ.items() if name != "AIPC_API_KEY"}
+    paths = os.pathsep.join(filter(None, sys.path))
+    cache = tmp_path_factory.mktemp("cache")
+    return inherited | {"PYTHONPATH": paths, "AIPC_CACHE_DIR": str(cache), "PYTHONUNBUFFERED": "1"}
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_the_demo_answers_and_outlives_its_worker(environment: dict[str, str], runtime: str) -> None:
+    with program(environment, "demo", "--runtime", runtime) as served:
+        client = openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0, timeout=60)
+        with client:
+            answer = served.ask(client)
+            assert answer.startswith("An NPU (neural processing unit)")
+            (worker,) = served.workers()
+            worker.kill()
+            # Health does not wait for the new worker, and neither request notices.
+            assert httpx.get(f"{served.url}/health").status_code == 200
+            assert served.ask(client) == answer
+            (fresh,) = served.workers()
+            assert fresh.pid != worker.pid
+            stream = client.chat.completions.create(  # type: ignore[call-overload]
+                model="demo", messages=QUESTION, stream=True, extra_body={"repetition_penalty": 1.0}
+            )
+            assert "".join(chunk.choices[0].delta.content or "" for chunk in stream) == answer
+    assert not psutil.pid_exists(fresh.pid)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGINT to send to one process")
+def test_ctrl_c_ends_it_well(environment: dict[str, str]) -> None:
+    with program(environment, "demo") as served:
+        served.process.send_signal(signal.SIGINT)
+        assert served.process.wait(30) == 0
+    assert served.said[-1] == "the server has ended\n"
+    assert not any("Traceback" in line for line in served.said)
+
+
+def test_it_opens_no_connection(environment: dict[str, str], tmp_path: Path) -> None:
+    """From its start over a load on demand to an answer: every Python process reports its sockets."""
+    watched = Watched(tmp_path)
+    with program(watched.environment) as served:
+        client = openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0, timeout=60)
+        with client:
+            assert served.ask(client, max_tokens=4)
+    events = watched.seen("socket.")
+    assert any(line.startswith("socket.bind") for line in events), "the watch saw the server listen"
+    assert [line for line in events if line.startswith(("socket.connect", "socket.sendto"))] == []
+    # It asks the resolver for nothing but the address to listen on, which is a number.
+    asked = [line for line in events if line.startswith(("socket.getaddrinfo", "socket.gethostby"))]
+    assert all("127.0.0.1" in line for line in asked)
+
+
+def test_other_addresses_get_a_key(environment: dict[str, str]) -> None:
+    with program(environment, "demo", "--host", "0.0.0.0") as served:
+        assert httpx.get(f"{served.url}/v1/models").status_code == 401
+        key = next(line for line in served.said if line.startswith("API key: ")).split()[-1]
+        headers = {"Authorization": f"Bearer {key}"}
+        assert len(key) > 40
+        assert httpx.get(f"{served.url}/v1/models", headers=headers).json()["data"][0]["id"] == "demo"
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["dmeo"], 3, "did you mean demo?"),
+        (["./nowhere"], 3, "there is no folder"),
+        (["demo", "--keep-alive", "soon"], 2, "--keep-alive is 'soon', which is no time"),
+        (["demo", "--parallel", "0"], 2, "--parallel is 0"),
+        (["demo", "--memory", "-1"], 2, "--memory is -1"),
+        (["demo", "--port", "70000"], 2, "there is no port 70000"),
+        (["demo", "--host", "203.0.113.1"], 2, "cannot listen on 203.0.113.1"),
+    ],
+)
+def test_wrong_words_are_said_before_anything_is_loaded(
+    words: list[str], code: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["serve", *words]) == code
+    assert said in capsys.readouterr().err
+
+
+def test_a_port_in_use_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        assert main(["serve", "demo", "--port", str(other.getsockname()[1])]) == 2
+    assert "take another port with --port" in capsys.readouterr().err
+
+
+def test_a_key_that_can_be_guessed_does_not_open_the_network(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("AIPC_API_KEY", "secret")
+    assert main(["serve", "demo", "--host", "0.0.0.0", "--port", "0"]) == 2
+    assert "16 are needed" in capsys.readouterr().err
+
+
+def test_times_for_people() -> None:
+    assert [seconds(word, "x") for word in ("90", "90s", "1.5m", "2h", "-1", "0")] == [
+        90,
+        90,
+        90,
+        7200,
+        -1,
+        0,
+    ]
+    for word in ("", "m", "5d", "inf", "nan", "1e999"):
+        with pytest.raises(UsageError, match="which is no time"):
+            seconds(word, "x")
