@@ -23,7 +23,7 @@ FREE = {"errors", "types"}
 ARROWS = {
     "__main__": {"cli"},
     "cli": {"aipc", "cache", "compiled", "doctor", "model", "monitor", "npu_compile", "serve"},
-    "serve": {"aipc", "cache", "hub", "model"},
+    "serve": {"aipc", "cache", "hub", "model", "monitor", "prepare", "text"},
     "aipc": {"inventory", "model", "prepare"},
     "model": {"inventory", "longrope", "monitor", "plan", "prepare", "text", "runtimes.base"},
     "npu_compile": {"compiled", "inventory", "preflight", "prepare", "runtimes.base"},
@@ -97,7 +97,7 @@ OWNERS = {
     "jinja2": ["text/*"],
     "huggingface_hub": ["hub.py", "hub_download.py"],
     "platformdirs": ["cache.py"],
-    "psutil": ["hardware/*", "doctor/model.py", "monitor/host.py"],
+    "psutil": ["hardware/*", "doctor/model.py", "monitor/host.py", "serve/pool.py"],
     "pynvml": ["monitor/nvidia.py"],
     "rich": ["cli/console.py"],
     "torch": ["transformers/*"],
@@ -107,7 +107,6 @@ OWNERS = {
     "pydantic": ["serve/*"],
     "uvicorn": ["serve/server.py"],
     "prometheus_client": ["serve/metrics.py"],
-    "psutil": ["serve/pool.py"],
 }
 
 HEAVY = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import os
 import secrets
 from argparse import ArgumentParser, Namespace
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 
 KEY_VARIABLE = "AIPC_API_KEY"
 _SHORTEST_KEY = 16
-_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -76,13 +74,14 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Serve until Ctrl+C, and return the exit code."""
-    for package in ("fastapi", "uvicorn", "prometheus_client", "psutil"):
+    for package in ("fastapi", "uvicorn", "prometheus_client"):
         require(package, "serve")
     from aipc.serve.app import create_app
     from aipc.serve.server import Server, listen
+    from aipc.serve.times import parse_seconds
 
     pool, policy = _pool(args), _policy(args)
-    drain_s = seconds(args.drain, "--drain")
+    drain_s = parse_seconds(args.drain, "--drain")
     with listen(args.host, args.port) as socket:
         first = next(iter(pool.entries))
         model = _load(first, args) if args.models else None
@@ -97,21 +96,6 @@ def run(args: Namespace) -> int:
     return 0
 
 
-def seconds(text: str, option: str) -> float:
-    """A time such as 90, 90s, 5m or 2h; below 0 is for ever.
-
-    raises   UsageError
-    """
-    unit = text[-1:] if text[-1:].isalpha() else ""
-    try:
-        value = float(text.removesuffix(unit)) * _UNITS[unit]
-    except (ValueError, KeyError):
-        value = math.nan
-    if not math.isfinite(value):
-        raise UsageError(f"{option} is {text!r}, which is no time", hint="such as 90s, 5m, 2h or -1")
-    return value
-
-
 async def _serve(server: Server, pool: Pool, first: str, model: Model | None, socket: Socket) -> None:
     if model is not None:
         pool.adopt(first, model)
@@ -121,6 +105,7 @@ async def _serve(server: Server, pool: Pool, first: str, model: Model | None, so
 def _pool(args: Namespace) -> Pool:
     from aipc.serve.catalog import served_names
     from aipc.serve.pool import Limits, Pool, machine_memory_bytes
+    from aipc.serve.times import parse_seconds
 
     for name, value in (("--parallel", args.parallel), ("--queue", args.queue + 1)):
         if value < 1:
@@ -128,7 +113,7 @@ def _pool(args: Namespace) -> Pool:
     memory = 0.8 * machine_memory_bytes() if args.memory is None else args.memory * 1e9
     if not memory > 0:
         raise UsageError(f"--memory is {args.memory}; it must be above 0")
-    limits = Limits(int(memory), seconds(args.keep_alive, "--keep-alive"), args.parallel, args.queue)
+    limits = Limits(int(memory), parse_seconds(args.keep_alive, "--keep-alive"), args.parallel, args.queue)
     return Pool(served_names(args.models), lambda name: _load_quietly(name, args), limits)
 
 

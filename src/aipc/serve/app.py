@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,12 +17,32 @@ from starlette.exceptions import HTTPException
 
 import aipc
 from aipc.errors import AipcError
-from aipc.serve import openai
+from aipc.serve import ollama, openai, responses
 from aipc.serve.answers import Desk
-from aipc.serve.failures import FailureBody, body_of, headers_of, status_of, wrong_field
+from aipc.serve.catalog import describe
+from aipc.serve.failures import (
+    OLLAMA_PREFIX,
+    FailureBody,
+    OllamaFailureBody,
+    body_of,
+    headers_of,
+    status_of,
+    wrong_field,
+)
 from aipc.serve.guard import Guard, Policy
-from aipc.serve.handling import answered, desk_of
+from aipc.serve.handling import answered, desk_of, loaded
 from aipc.serve.metrics import Counted, Metrics
+from aipc.serve.ollama_schema import (
+    ChatLine,
+    GenerateLine,
+    GenerateRequest,
+    OllamaChatRequest,
+    Running,
+    Shown,
+    ShowRequest,
+    Tags,
+    Version,
+)
 from aipc.serve.openai_schema import (
     ChatCompletion,
     ChatRequest,
@@ -31,27 +52,30 @@ from aipc.serve.openai_schema import (
     TextCompletion,
 )
 from aipc.serve.pool import Pool
+from aipc.serve.responses_schema import Response as ResponsesAnswer
+from aipc.serve.responses_schema import ResponsesRequest
 
 _LOG = logging.getLogger("aipc.serve")
 
-_FAILURES: dict[int | str, dict[str, Any]] = {
-    status: {"model": FailureBody, "description": words}
-    for status, words in {
-        400: "The request is not possible",
-        401: "The API key is missing or wrong",
-        403: "Asked under a wrong name, or from a page elsewhere",
-        404: "There is no such model",
-        408: "The body came too slowly",
-        413: "The body is too large",
-        429: "The queue is full",
-        500: "The model or the server failed",
-        503: "No memory for another model, or shutting down",
-    }.items()
+Documented = dict[int | str, dict[str, Any]]
+_STATUSES = {
+    400: "The request is not possible",
+    401: "The API key is missing or wrong",
+    403: "Asked under a wrong name, or from a page elsewhere",
+    404: "There is no such model",
+    408: "The body came too slowly",
+    413: "The body is too large",
+    429: "The queue is full",
+    500: "The model or the server failed",
+    503: "No memory for another model, or shutting down",
 }
-_STREAMED: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}},
-    **_FAILURES,
+_FAILURES: Documented = {s: {"model": FailureBody, "description": words} for s, words in _STATUSES.items()}
+_OLLAMA_FAILURES: Documented = {
+    s: {"model": OllamaFailureBody, "description": words} for s, words in _STATUSES.items()
 }
+_TEXT = {"schema": {"type": "string"}}
+_EVENTS: Documented = {200: {"content": {"text/event-stream": _TEXT}}, **_FAILURES}
+_LINES: Documented = {200: {"content": {"application/x-ndjson": _TEXT}}, **_OLLAMA_FAILURES}
 
 
 class Health(BaseModel):
@@ -63,16 +87,23 @@ class Health(BaseModel):
 
 general = APIRouter(tags=["server"])
 openai_api = APIRouter(prefix="/v1", tags=["OpenAI"])
+ollama_api = APIRouter(prefix="/api", tags=["Ollama"])
 
 
-@general.get("/health")
+@general.api_route("/", methods=["GET", "HEAD"], response_class=Response, include_in_schema=False)
+async def home() -> Response:
+    """What Ollama's client asks first."""
+    return Response("aipc is running", media_type="text/plain")
+
+
+@general.get("/health", responses=_FAILURES)
 async def health() -> Health:
     """Whether the server is there."""
     return Health(version=aipc.__version__)
 
 
 @general.get(
-    "/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}, **_FAILURES}
+    "/metrics", response_class=Response, responses={200: {"content": {"text/plain": _TEXT}}, **_FAILURES}
 )
 async def metrics(request: Request) -> Response:
     """Counters in Prometheus' text format."""
@@ -91,7 +122,7 @@ async def model(model: str, request: Request) -> ModelCard:
     return ModelCard(id=desk_of(request).pool.find(model).name, created=0)
 
 
-@openai_api.post("/chat/completions", response_model=ChatCompletion, responses=_STREAMED)
+@openai_api.post("/chat/completions", response_model=ChatCompletion, responses=_EVENTS)
 async def chat_completions(body: ChatRequest, request: Request) -> Response:
     """The next turn of a conversation."""
     return await answered(
@@ -104,7 +135,7 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
     )
 
 
-@openai_api.post("/completions", response_model=TextCompletion, responses=_STREAMED)
+@openai_api.post("/completions", response_model=TextCompletion, responses=_EVENTS)
 async def completions(body: CompletionRequest, request: Request) -> Response:
     """What follows a text."""
     questions = openai.completion_questions(body)
@@ -115,6 +146,84 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
         events=openai.CompletionEvents(body, questions) if body.stream else None,
         whole=lambda answers: openai.text_completion(body, questions, answers),
         user=body.user,
+    )
+
+
+@openai_api.post("/responses", response_model=ResponsesAnswer, responses=_EVENTS)
+async def create_response(body: ResponsesRequest, request: Request) -> Response:
+    """The next turn of a conversation, in the newer API; nothing is kept."""
+    return await answered(
+        request,
+        body.model,
+        responses.questions(body),
+        events=responses.ResponseEvents(body) if body.stream else None,
+        whole=lambda answers: responses.whole_response(body, answers),
+        user=body.user,
+    )
+
+
+@ollama_api.get("/version", responses=_OLLAMA_FAILURES)
+async def version() -> Version:
+    """The release of Ollama whose API this is."""
+    return Version(version=ollama.VERSION)
+
+
+@ollama_api.get("/tags", responses=_OLLAMA_FAILURES)
+async def tags(request: Request) -> Tags:
+    """What is served."""
+    names = list(desk_of(request).pool.entries)
+    known = await asyncio.to_thread(lambda: [describe(name) for name in names])
+    return Tags(models=[ollama.tag(one) for one in known])
+
+
+@ollama_api.get("/ps", responses=_OLLAMA_FAILURES)
+async def loaded_models(request: Request) -> Running:
+    """What is loaded."""
+    entries = [entry for entry in desk_of(request).pool.entries.values() if entry.model is not None]
+    known = await asyncio.to_thread(lambda: [describe(entry.name) for entry in entries])
+    pairs = zip(entries, known, strict=True)
+    return Running(models=[ollama.running(entry, one) for entry, one in pairs if entry.model is not None])
+
+
+@ollama_api.post("/show", responses=_OLLAMA_FAILURES)
+async def show(body: ShowRequest, request: Request) -> Shown:
+    """What is known of a model."""
+    name = desk_of(request).pool.find(body.model or body.name or "").name
+    known = await asyncio.to_thread(describe, name)
+    return ollama.shown(known, takes_tools=await asyncio.to_thread(known.takes_tools))
+
+
+@ollama_api.post("/chat", response_model=ChatLine, responses=_LINES)
+async def ollama_chat(body: OllamaChatRequest, request: Request) -> Response:
+    """The next turn of a conversation."""
+    questions, keep_alive_s = ollama.chat_questions(body), ollama.keep_alive_s(body)
+    if not questions:
+        unloaded = await loaded(request, body.model, keep_alive_s)
+        return JSONResponse(ollama.no_chat(body, unloaded=unloaded).model_dump())
+    return await answered(
+        request,
+        body.model,
+        questions,
+        events=ollama.ChatLines(body) if body.stream is not False else None,
+        whole=lambda answers: ollama.whole_chat(body, answers),
+        keep_alive_s=keep_alive_s,
+    )
+
+
+@ollama_api.post("/generate", response_model=GenerateLine, responses=_LINES)
+async def generate(body: GenerateRequest, request: Request) -> Response:
+    """An answer to a prompt."""
+    questions, keep_alive_s = ollama.generate_questions(body), ollama.keep_alive_s(body)
+    if not questions:
+        unloaded = await loaded(request, body.model, keep_alive_s)
+        return JSONResponse(ollama.no_generation(body, unloaded=unloaded).model_dump())
+    return await answered(
+        request,
+        body.model,
+        questions,
+        events=ollama.GenerateLines(body) if body.stream is not False else None,
+        whole=lambda answers: ollama.whole_generation(body, answers),
+        keep_alive_s=keep_alive_s,
     )
 
 
@@ -132,6 +241,7 @@ def create_app(pool: Pool, policy: Policy) -> FastAPI:
     app.state.desk = Desk(pool, counters)
     app.include_router(general)
     app.include_router(openai_api)
+    app.include_router(ollama_api)
     app.add_exception_handler(AipcError, _failed)
     app.add_exception_handler(RequestValidationError, _misdescribed)
     app.add_exception_handler(HTTPException, _not_routed)
@@ -154,8 +264,8 @@ async def _misdescribed(request: Request, exc: Exception) -> Response:
 async def _not_routed(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, HTTPException)  # noqa: S101 - it is registered for this kind
     failure = {"message": exc.detail, "type": "invalid_request_error", "param": None, "code": None}
-    ollama = request.url.path.startswith("/api/")
-    return JSONResponse({"error": exc.detail if ollama else failure}, exc.status_code, exc.headers)
+    of_ollama = request.url.path.startswith(OLLAMA_PREFIX)
+    return JSONResponse({"error": exc.detail if of_ollama else failure}, exc.status_code, exc.headers)
 
 
 async def _broken(request: Request, exc: Exception) -> Response:

@@ -2,10 +2,44 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 from aipc import cache, hub
 from aipc.errors import AipcError
+from aipc.prepare import ReadyModel
+from aipc.text import Text
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A served model as it lies on the disk.
+
+    folder           where it lies, or None if it is not here yet
+    bytes            of its files, 0 if they are not here
+    modified         when it was converted or changed, on the clock of time.time()
+    digest           another one for another model
+    format           of its weights
+    context_length   most tokens of prompt and answer together, where a file says so
+    """
+
+    name: str
+    folder: Path | None = None
+    bytes: int = 0
+    modified: float = 0.0
+    digest: str = ""
+    format: str = "unknown"
+    precision: str = ""
+    context_length: int | None = None
+
+    def takes_tools(self) -> bool:
+        """Whether it was trained to call functions, as far as its files tell. Reads its tokenizer."""
+        try:
+            return self.folder is not None and Text.load(self.folder).takes_tools
+        except AipcError:
+            return False
 
 
 def served_names(words: Sequence[str]) -> list[str]:
@@ -16,6 +50,44 @@ def served_names(words: Sequence[str]) -> list[str]:
     for word in words:
         _check(word)
     return list(dict.fromkeys(words or [hub.DEMO, *_converted()]))
+
+
+def describe(name: str) -> Known:
+    """What is known of a served model, without a network."""
+    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()
+    cached = [e for e in cache.entries() if e.manifest is not None and e.manifest.source.name == name]
+    if cached:
+        newest = max(cached, key=lambda entry: entry.created)
+        return _known(name, newest.folder, newest.created.timestamp(), digest)
+    try:
+        folder = hub.find(name, download=False).folder
+    except AipcError:
+        return Known(name, digest=digest)
+    return _known(name, folder, folder.stat().st_mtime, digest)
+
+
+def _known(name: str, folder: Path, modified: float, digest: str) -> Known:
+    ready = ReadyModel(name, folder)
+    try:
+        context_length, precision = ready.context_length, ready.precision
+    except AipcError:
+        context_length, precision = None, ""
+    kinds = {
+        "openvino_model.xml": "openvino",
+        "genai_config.json": "onnx",
+        "model.safetensors": "safetensors",
+    }
+    found = [kind for file, kind in kinds.items() if (folder / file).is_file()]
+    return Known(
+        name,
+        folder,
+        cache.bytes_below(folder),
+        modified,
+        digest,
+        found[0] if found else "unknown",
+        precision,
+        context_length,
+    )
 
 
 def _check(word: str) -> None:

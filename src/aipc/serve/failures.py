@@ -91,7 +91,8 @@ def wrong_field(errors: Sequence[Any], path: str) -> dict[str, Any]:
     """The body for a request that does not fit its description, from pydantic's list of what is wrong."""
     # Where a value may be of several kinds, the error that lies deepest is of the kind that was meant.
     first = max(errors, key=lambda error: len(error["loc"]))
-    where = [str(part) for part in first["loc"] if part != "body"]
+    # Parts with brackets are pydantic's names for kinds of values.
+    where = [str(part) for part in first["loc"] if part != "body" and "[" not in str(part)]
     name = where[0] if where else None
     message = f"{'.'.join(where)[:200] or 'the body'}: {first['msg'][:300]}"
     if path.startswith(OLLAMA_PREFIX):

@@ -64,6 +64,20 @@ async def answered(
     return AnswerResponse(answers, events)
 
 
+async def loaded(request: Request, model: str, keep_alive_s: float | None) -> bool:
+    """Load a model that is asked nothing, or unload it where it shall stay no time; whether it was unloaded.
+
+    raises   ModelNotFoundError, and what loading raises
+    """
+    pool = desk_of(request).pool
+    entry = pool.find(model)
+    if keep_alive_s == 0:
+        pool.unload(entry)
+        return True
+    async with pool.lease(entry, keep_alive_s):
+        return False
+
+
 async def _unless_gone(request: Request, work: Coroutine[Any, Any, _T]) -> _T:
     """The result of a work, which ends when the client closes its connection."""
     task = asyncio.ensure_future(work)

@@ -22,7 +22,7 @@ class Metrics:
 
     def __init__(self, pool: Pool) -> None:
         # Otherwise each counter has a second line that says when it began.
-        disable_created_metrics()
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
         self._registry.register(_PoolCollector(pool))

@@ -27,7 +27,7 @@ from aipc.serve.openai_schema import (
     ToolCalled,
     Usage,
 )
-from aipc.serve.streaming import HEARTBEAT
+from aipc.serve.streaming import HEARTBEAT, compact
 from aipc.serve.tools import Call, CallReader, forced, said, with_tools
 from aipc.types import Message, Stats
 
@@ -277,7 +277,7 @@ class CompletionEvents(_Events):
 
 def event(content: Mapping[str, Any]) -> str:
     """A server-sent event without a name."""
-    return f"data: {json.dumps(content, ensure_ascii=False, separators=(',', ':'))}\n\n"
+    return f"data: {compact(content)}\n\n"
 
 
 def new_id(prefix: str) -> str:

@@ -104,6 +104,11 @@ class Pool:
                     entry, self.limits.keep_alive_s if keep_alive_s is None else keep_alive_s
                 )
 
+    def unload(self, entry: Entry) -> None:
+        """Unload a model now, if nobody uses it."""
+        if entry.users == 0:
+            self._unload(entry)
+
     def adopt(self, name: str, model: Model) -> None:
         """Take a model that was loaded before; it stays as long as one that was just used."""
         entry = self.entries[name]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import AsyncIterator, Iterable
-from typing import Protocol
+from collections.abc import AsyncIterator, Iterable, Mapping
+from typing import Any, Protocol
 
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
@@ -17,6 +18,11 @@ HEARTBEAT_S = 10.0
 HEARTBEAT = ": the answer is on its way\n\n"
 
 _LOG = logging.getLogger("aipc.serve")
+
+
+def compact(content: Mapping[str, Any]) -> str:
+    """JSON on one line."""
+    return json.dumps(content, ensure_ascii=False, separators=(",", ":"))
 
 
 class Events(Protocol):

@@ -1,0 +1,246 @@
+"""OpenAI's Responses API, without a memory: its words in ours, and our answers in its objects and events."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from aipc.serve.answers import Piece, Question, Whole
+from aipc.serve.failures import body_of
+from aipc.serve.openai import arguments_of, new_id, with_functions
+from aipc.serve.responses_schema import (
+    CallItem,
+    CallOutput,
+    Incomplete,
+    InputMessage,
+    InputText,
+    OutputCall,
+    OutputMessage,
+    OutputText,
+    Response,
+    ResponsesRequest,
+    ResponsesUsage,
+)
+from aipc.serve.streaming import HEARTBEAT, compact
+from aipc.serve.tools import Call, CallReader, said
+from aipc.types import Message, Stats
+
+
+def questions(request: ResponsesRequest) -> list[Question]:
+    """The one question of a request.
+
+    raises   UsageError
+    """
+    options: dict[str, Any] = {
+        "max_new_tokens": request.max_output_tokens,
+        "temperature": request.temperature,
+        "top_p": request.top_p,
+        "response_format": _response_format(request),
+    }
+    options = {name: value for name, value in options.items() if value is not None}
+    messages, held = with_functions(
+        _messages(request),
+        options,
+        _offered(request),
+        getattr(request.tool_choice, "name", request.tool_choice),
+        several=request.parallel_tool_calls is not False,
+    )
+    return [Question(messages, held)]
+
+
+def whole_response(request: ResponsesRequest, answers: Sequence[Whole]) -> Response:
+    """The whole answer."""
+    answer = answers[0]
+    reader = _reader(request)
+    text = reader.push(answer.text)
+    rest, calls = reader.finish()
+    writer = _Writer(request)
+    return writer.ended(text + rest, calls, answer.finish_reason, answer.stats)
+
+
+class ResponseEvents:
+    """The answer as it comes, in the events of the Responses API."""
+
+    media_type = "text/event-stream"
+    heartbeat = HEARTBEAT
+
+    def __init__(self, request: ResponsesRequest) -> None:
+        self._writer = _Writer(request)
+        self._reader = _reader(request)
+        self._text = ""
+        self._number = -1
+
+    def opening(self) -> Iterator[str]:
+        """The response before it has an answer."""
+        begun = self._writer.response("in_progress", []).model_dump()
+        yield self._event("response.created", response=begun)
+        yield self._event("response.in_progress", response=begun)
+
+    def of(self, piece: Piece) -> Iterator[str]:
+        """Its text; at the end the calls, and the whole response."""
+        chunk = piece.chunk
+        text = self._reader.push(chunk.text)
+        calls: list[Call] = []
+        if chunk.finish_reason is not None:
+            rest, calls = self._reader.finish()
+            text += rest
+        if text:
+            yield from self._more_text(text)
+        if chunk.finish_reason is None or chunk.stats is None:
+            return
+        whole = self._writer.ended(self._text, calls, chunk.finish_reason, chunk.stats)
+        if not self._text and not calls:
+            yield from self._message_begins()
+        for index, item in enumerate(whole.output):
+            yield from self._item_ends(index, item)
+        kind = "response.incomplete" if whole.incomplete_details else "response.completed"
+        yield self._event(kind, response=whole.model_dump())
+
+    def closing(self) -> Iterator[str]:
+        """Nothing: the last event said so."""
+        return iter(())
+
+    def failed(self, exc: Exception) -> str:
+        """The error, in the event's own fields and where OpenAI's clients look for it."""
+        error = body_of(exc, "/v1/")["error"]
+        return self._event(
+            "error", code=error["code"], message=error["message"], param=error["param"], error=error
+        )
+
+    def _more_text(self, text: str) -> Iterator[str]:
+        if not self._text:
+            yield from self._message_begins()
+        self._text += text
+        yield self._event("response.output_text.delta", **self._place(), delta=text, logprobs=[])
+
+    def _message_begins(self) -> Iterator[str]:
+        item = self._writer.message("in_progress", None).model_dump()
+        part = OutputText(text="").model_dump()
+        yield self._event("response.output_item.added", output_index=0, item=item)
+        yield self._event("response.content_part.added", **self._place(), part=part)
+
+    def _item_ends(self, index: int, item: OutputMessage | OutputCall) -> Iterator[str]:
+        whole = item.model_dump()
+        if isinstance(item, OutputMessage):
+            part = whole["content"][0]
+            yield self._event("response.output_text.done", **self._place(), text=part["text"], logprobs=[])
+            yield self._event("response.content_part.done", **self._place(), part=part)
+        else:
+            place = {"item_id": item.id, "output_index": index}
+            begun = whole | {"status": "in_progress", "arguments": ""}
+            yield self._event("response.output_item.added", output_index=index, item=begun)
+            yield self._event("response.function_call_arguments.delta", **place, delta=item.arguments)
+            yield self._event(
+                "response.function_call_arguments.done", **place, name=item.name, arguments=item.arguments
+            )
+        yield self._event("response.output_item.done", output_index=index, item=whole)
+
+    def _place(self) -> dict[str, Any]:
+        return {"item_id": self._writer.message_id, "output_index": 0, "content_index": 0}
+
+    def _event(self, kind: str, **content: Any) -> str:
+        self._number += 1
+        data = {"type": kind, "sequence_number": self._number, **content}
+        return f"event: {kind}\ndata: {compact(data)}\n\n"
+
+
+class _Writer:
+    """The objects of one response, which share their ids."""
+
+    def __init__(self, request: ResponsesRequest) -> None:
+        self._request = request
+        self._id = new_id("resp")
+        self._created_at = int(time.time())
+        self.message_id = new_id("msg")
+
+    def response(self, status: Any, output: list[OutputMessage | OutputCall]) -> Response:
+        """The response with this output."""
+        request = self._request
+        choice = request.tool_choice or "auto"
+        return Response(
+            id=self._id,
+            created_at=self._created_at,
+            status=status,
+            instructions=request.instructions,
+            max_output_tokens=request.max_output_tokens,
+            model=request.model,
+            output=output,
+            parallel_tool_calls=request.parallel_tool_calls is not False,
+            temperature=request.temperature,
+            top_p=request.top_p,
+            tool_choice=choice if isinstance(choice, str) else choice.model_dump(),
+            tools=[tool.model_dump() for tool in request.tools or ()],
+        )
+
+    def message(self, status: Any, text: str | None) -> OutputMessage:
+        """The answer's text as an item."""
+        content = [] if text is None else [OutputText(text=text)]
+        return OutputMessage(id=self.message_id, status=status, content=content)
+
+    def ended(self, text: str, calls: Sequence[Call], reason: str, stats: Stats) -> Response:
+        """The response when all is there."""
+        status = "incomplete" if reason == "length" else "completed"
+        output: list[OutputMessage | OutputCall] = []
+        if text or not calls:
+            output.append(self.message(status, text))
+        output += [
+            OutputCall(id=new_id("fc"), call_id=call.id, name=call.name, arguments=call.arguments_text)
+            for call in calls
+        ]
+        response = self.response(status, output)
+        response.incomplete_details = Incomplete() if reason == "length" else None
+        response.usage = ResponsesUsage(
+            input_tokens=stats.prompt_tokens,
+            output_tokens=stats.generated_tokens,
+            total_tokens=stats.prompt_tokens + stats.generated_tokens,
+        )
+        return response
+
+
+def _messages(request: ResponsesRequest) -> list[Message]:
+    """The conversation; calls that follow one another are one turn."""
+    messages = [] if request.instructions is None else [Message("system", request.instructions)]
+    if isinstance(request.input, str):
+        return [*messages, Message("user", request.input)]
+    calls: list[tuple[str, object]] = []
+    for item in request.input:
+        if isinstance(item, CallItem):
+            calls.append((item.name, arguments_of(item.arguments)))
+            continue
+        if calls:
+            messages.append(Message("assistant", said(calls)))
+            calls = []
+        messages.append(_message(item))
+    if calls:
+        messages.append(Message("assistant", said(calls)))
+    return messages
+
+
+def _message(item: InputMessage | CallOutput) -> Message:
+    if isinstance(item, CallOutput):
+        return Message("tool", _joined(item.output))
+    role = "system" if item.role == "developer" else item.role
+    return Message(role, _joined(item.content))
+
+
+def _joined(content: str | Sequence[InputText]) -> str:
+    return content if isinstance(content, str) else "".join(part.text for part in content)
+
+
+def _offered(request: ResponsesRequest) -> list[dict[str, Any]]:
+    if request.tool_choice == "none":
+        return []
+    return [tool.model_dump(exclude={"type"}, exclude_none=True) for tool in request.tools or ()]
+
+
+def _reader(request: ResponsesRequest) -> CallReader:
+    return CallReader([function["name"] for function in _offered(request)])
+
+
+def _response_format(request: ResponsesRequest) -> dict[str, Any] | None:
+    """The format as chat completions have it."""
+    wanted = request.text.format if request.text else None
+    if wanted is None:
+        return None
+    return {"type": wanted.type, "json_schema": {"schema": wanted.schema_}, "pattern": wanted.pattern}

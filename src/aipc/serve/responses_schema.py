@@ -1,0 +1,159 @@
+"""The words of OpenAI's Responses API."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field
+
+from aipc.serve.openai_schema import AnyObject, Count, FunctionName, Temperature, TopP, Words
+
+
+class InputText(Words):
+    """A part of a message."""
+
+    type: Literal["input_text", "output_text", "text"]
+    text: str
+
+
+class InputMessage(Words):
+    """A turn of the conversation."""
+
+    type: Literal["message"] | None = None
+    role: Literal["user", "assistant", "system", "developer"]
+    content: str | list[InputText]
+
+
+class CallItem(Words):
+    """A call that the model made earlier."""
+
+    type: Literal["function_call"]
+    call_id: str
+    name: str
+    arguments: str
+
+
+class CallOutput(Words):
+    """What came of it."""
+
+    type: Literal["function_call_output"]
+    call_id: str
+    output: str | list[InputText]
+
+
+class FunctionTool(Words):
+    """A function that the model may call."""
+
+    type: Literal["function"]
+    name: FunctionName
+    description: str | None = None
+    parameters: AnyObject | None = None
+
+
+class FunctionChoice(Words):
+    """The function that must be called."""
+
+    type: Literal["function"]
+    name: str
+
+
+class TextFormat(Words):
+    """What the answer must look like. `regex` is aipc's own."""
+
+    type: Literal["text", "json_object", "json_schema", "regex"]
+    name: str | None = None
+    schema_: AnyObject | None = Field(default=None, alias="schema")
+    pattern: str | None = None
+
+
+class TextOptions(Words):
+    """How text is written."""
+
+    format: TextFormat | None = None
+
+
+class ResponsesRequest(Words):
+    """The body of /v1/responses. Nothing is kept: each request carries its whole conversation."""
+
+    model: str
+    input: str | Annotated[list[InputMessage | CallItem | CallOutput], Field(min_length=1)]
+    instructions: str | None = None
+    max_output_tokens: Count | None = None
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
+    stream: bool | None = None
+    text: TextOptions | None = None
+    tools: Annotated[list[FunctionTool], Field(max_length=128)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | FunctionChoice | None = None
+    parallel_tool_calls: bool | None = None
+    previous_response_id: None = None
+    background: Literal[False] | None = None
+    user: str | None = None
+
+
+class OutputText(BaseModel):
+    """The text of an answer."""
+
+    type: Literal["output_text"] = "output_text"
+    text: str
+    annotations: list[Any] = []
+
+
+class OutputMessage(BaseModel):
+    """The answer, as text."""
+
+    id: str
+    type: Literal["message"] = "message"
+    status: Literal["in_progress", "completed", "incomplete"]
+    role: Literal["assistant"] = "assistant"
+    content: list[OutputText]
+
+
+class OutputCall(BaseModel):
+    """A function that the model wants called."""
+
+    id: str
+    type: Literal["function_call"] = "function_call"
+    status: Literal["completed"] = "completed"
+    call_id: str
+    name: str
+    arguments: str
+
+
+class Incomplete(BaseModel):
+    """Why an answer is not whole."""
+
+    reason: Literal["max_output_tokens"] = "max_output_tokens"
+
+
+class ResponsesUsage(BaseModel):
+    """How many tokens there were."""
+
+    input_tokens: int
+    output_tokens: int
+    total_tokens: int
+
+
+class Response(BaseModel):
+    """The answer of /v1/responses."""
+
+    id: str
+    object: Literal["response"] = "response"
+    created_at: int
+    status: Literal["in_progress", "completed", "incomplete"]
+    error: None = None
+    incomplete_details: Incomplete | None = None
+    instructions: str | None
+    max_output_tokens: int | None
+    model: str
+    output: list[OutputMessage | OutputCall]
+    parallel_tool_calls: bool
+    previous_response_id: None = None
+    store: Literal[False] = False
+    temperature: float | None
+    top_p: float | None
+    tool_choice: Any
+    tools: list[Any]
+    truncation: Literal["disabled"] = "disabled"
+    usage: ResponsesUsage | None = None
+    metadata: dict[str, str] = {}

@@ -1,0 +1,141 @@
+"""OpenAI's Responses API, asked by OpenAI's own client."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import openai
+import pytest
+
+from aipc.errors import EngineLostError
+from aipc.types import Guidance, Message
+from serving import ANSWER, Served, serving
+from test_serve_openai import FUNCTION
+
+TOOLS: Any = [{"type": "function", **FUNCTION}]
+CALL = '<|tool_call|>[{"name": "weather", "arguments": {"place": "Oslo"}}]<|/tool_call|>'
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with serving(tmp_path_factory.mktemp("serve"), ("tools",)) as served:
+        yield served
+
+
+@pytest.fixture
+def served(server: Served) -> Served:
+    session = server.session
+    session.play = server.saying(ANSWER, server.tools_text)
+    session.prompts.clear()
+    session.samplings.clear()
+    return server
+
+
+def ask(served: Served, **options: Any) -> Any:
+    return served.client().responses.create(**{"model": "tools", "input": "What is an NPU?"} | options)
+
+
+def test_a_whole_response(served: Served) -> None:
+    response = ask(served, instructions="Be brief.", max_output_tokens=200, temperature=0.5, top_p=0.5)
+    assert response.output_text == ANSWER
+    assert response.status == "completed"
+    messages = [Message("system", "Be brief."), Message("user", "What is an NPU?")]
+    assert served.session.prompts == [served.tools_text.encode_chat(messages)]
+    sampling = served.session.samplings[0]
+    assert (sampling.max_new_tokens, sampling.temperature, sampling.top_p) == (200, 0.5, 0.5)
+    assert response.usage.input_tokens == len(served.session.prompts[0])
+    assert response.usage.output_tokens == len(served.tools_text.encode(ANSWER)) + 1
+
+
+def test_a_response_in_events(served: Served) -> None:
+    events = list(ask(served, stream=True))
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    kinds = [event.type for event in events]
+    assert kinds[:4] == [
+        "response.created",
+        "response.in_progress",
+        "response.output_item.added",
+        "response.content_part.added",
+    ]
+    assert kinds[-4:] == [
+        "response.output_text.done",
+        "response.content_part.done",
+        "response.output_item.done",
+        "response.completed",
+    ]
+    assert "".join(event.delta for event in events if event.type == "response.output_text.delta") == ANSWER
+    assert events[-1].response.output_text == ANSWER
+    assert events[-1].response.id == events[0].response.id
+    assert events[-1].response.output[0].id == events[2].item.id
+
+
+def test_an_answer_that_is_cut_off_is_incomplete(served: Served) -> None:
+    response = ask(served, max_output_tokens=2)
+    assert (response.status, response.incomplete_details.reason) == ("incomplete", "max_output_tokens")
+    assert list(ask(served, max_output_tokens=2, stream=True))[-1].type == "response.incomplete"
+
+
+def test_the_conversation_comes_with_the_request(served: Served) -> None:
+    ask(
+        served,
+        input=[
+            {"role": "developer", "content": "Be brief."},
+            {"role": "user", "content": [{"type": "input_text", "text": "Weather?"}]},
+            {"type": "function_call", "call_id": "1", "name": "weather", "arguments": '{"place": "Oslo"}'},
+            {"type": "function_call_output", "call_id": "1", "output": "rain"},
+            {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "Wet."}]},
+            {"role": "user", "content": "And now?"},
+        ],
+    )
+    words = [
+        ("system", "Be brief."),
+        ("user", "Weather?"),
+        ("assistant", CALL),
+        ("tool", "rain"),
+        ("assistant", "Wet."),
+        ("user", "And now?"),
+    ]
+    assert served.session.prompts == [served.tools_text.encode_chat([Message(*word) for word in words])]
+
+
+def test_a_schema_and_functions(served: Served) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    ask(served, text={"format": {"type": "json_schema", "name": "x", "schema": schema}})
+    assert served.session.samplings[0].guidance == Guidance(
+        "json_schema", json.dumps(schema, separators=(",", ":"))
+    )
+    served.session.play = served.saying(CALL, served.tools_text)
+    (call,) = ask(served, tools=TOOLS).output
+    assert (call.type, call.name, json.loads(call.arguments)) == (
+        "function_call",
+        "weather",
+        {"place": "Oslo"},
+    )
+    events = list(ask(served, tools=TOOLS, tool_choice={"type": "function", "name": "weather"}, stream=True))
+    kinds = [event.type for event in events]
+    assert "response.function_call_arguments.done" in kinds
+    assert "response.output_text.delta" not in kinds
+    assert events[-1].response.output[0].name == "weather"
+    guidance = served.session.samplings[-1].guidance
+    assert guidance is not None
+    assert json.loads(guidance.text)["items"]["properties"]["name"] == {"const": "weather"}
+
+
+def test_what_needs_a_memory_is_refused(served: Served) -> None:
+    with pytest.raises(openai.BadRequestError, match="previous_response_id"):
+        ask(served, previous_response_id="resp_1")
+    with pytest.raises(openai.BadRequestError, match="background"):
+        ask(served, background=True)
+
+
+def test_a_stream_that_breaks_off_says_why(served: Served) -> None:
+    def play(*_: object) -> Iterator[int]:
+        yield from served.tools_text.encode(ANSWER)[:3]
+        raise EngineLostError("the process has ended", hint="ask again")
+
+    served.session.play = play
+    with pytest.raises(openai.APIError, match="has ended; ask again") as caught:
+        list(ask(served, stream=True))
+    assert caught.value.code == "engine_lost"
