@@ -1,6 +1,6 @@
 """Makes the environments of the tools that aipc is compared with, each apart from the project's own.
 
-    python benchmarks/peers.py [--envs FOLDER] optimum | genai | llama
+    python benchmarks/peers.py [--envs FOLDER] optimum | genai | llama | schemathesis | langchain
 
 prints the path of a Python that has the peer, at its pinned versions. The first call installs it;
 later calls find it. optimum and genai take about 6 GB each with the default PyTorch wheel of Linux;
@@ -41,6 +41,8 @@ REQUIREMENTS = {
         "transformers==5.5.4",
         "torch==2.13.0",
     ),
+    "schemathesis": ("schemathesis==4.32.5",),
+    "langchain": ("langchain-openai==1.7.3",),
     "llama": (
         "llama-cpp-python==0.3.36",
         "gguf==0.19.0",

@@ -407,7 +407,8 @@ def test_a_call_that_must_be_made_is_held_to_its_schema(caller: Served) -> None:
         schema = json.loads(guidance.text)
         items = schema["items"].get("anyOf", [schema["items"]])
         assert [item["properties"]["name"]["const"] for item in items] == names
-        assert items[0]["properties"]["arguments"] == FUNCTION["parameters"]
+        arguments = {"additionalProperties": False, **FUNCTION["parameters"]}  # type: ignore[dict-item]
+        assert items[0]["properties"]["arguments"] == arguments
         assert (schema["minItems"], schema["maxItems"]) == (1, 1)
 
 

@@ -56,7 +56,11 @@ def forced(functions: Sequence[Mapping[str, Any]], *, several: bool) -> dict[str
             "type": "object",
             "properties": {
                 "name": {"const": function["name"]},
-                "arguments": function.get("parameters") or {"type": "object"},
+                # What is not described is not an argument, unless the schema says otherwise.
+                "arguments": {
+                    "additionalProperties": False,
+                    **(function.get("parameters") or {"type": "object"}),
+                },
             },
             "required": ["name", "arguments"],
             "additionalProperties": False,
