@@ -79,6 +79,7 @@ class Served:
         self.sessions: dict[str, ScriptedSession] = {}
         self.loads: list[str] = []
         self.clients: list[openai.OpenAI] = []
+        self.expected: dict[str, int] = {}
         self.before_load: Callable[[str], None] = lambda name: None
         self.port = 0
         self.pool: Pool
@@ -126,7 +127,9 @@ def serving(
 ) -> Iterator[Served]:
     """A server from here to the end of the `with`."""
     served = Served(folder, names)
-    served.pool = Pool(names, served.load, limits or Limits(memory_bytes=2**40))
+    served.pool = Pool(
+        names, served.load, lambda name: served.expected.get(name, 0), limits or Limits(memory_bytes=2**40)
+    )
     socket = listen("127.0.0.1", 0)
     served.port = socket.getsockname()[1]
     server = Server(create_app(served.pool, policy or Policy()), served.pool, drain_s=drain_s, verbose=False)

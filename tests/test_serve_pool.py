@@ -156,6 +156,16 @@ def test_the_longest_unused_model_makes_room(tmp_path: Path, sizes: dict[str, in
         assert served.sessions["b"].closed
 
 
+def test_room_is_made_for_what_a_model_may_need_before_it_is_loaded(
+    tmp_path: Path, sizes: dict[str, int]
+) -> None:
+    with serving(tmp_path, ("a", "b"), limits=Limits(memory_bytes=9)) as served:
+        ask(served, "a")
+        served.expected["b"] = 8
+        served.before_load = lambda name: until(lambda: served.sessions["a"].closed)
+        assert ask(served, "b") == ANSWER
+
+
 def test_a_model_in_use_is_not_unloaded_for_another(tmp_path: Path, sizes: dict[str, int]) -> None:
     with serving(tmp_path, ("a", "b"), limits=Limits(memory_bytes=5)) as served:
         ask(served, "b")

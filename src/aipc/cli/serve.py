@@ -103,7 +103,7 @@ async def _serve(server: Server, pool: Pool, first: str, model: Model | None, so
 
 
 def _pool(args: Namespace) -> Pool:
-    from aipc.serve.catalog import served_names
+    from aipc.serve.catalog import expected_memory_bytes, served_names
     from aipc.serve.pool import Limits, Pool, machine_memory_bytes
     from aipc.serve.times import parse_seconds
 
@@ -114,7 +114,8 @@ def _pool(args: Namespace) -> Pool:
     if not memory > 0:
         raise UsageError(f"--memory is {args.memory}; it must be above 0")
     limits = Limits(int(memory), parse_seconds(args.keep_alive, "--keep-alive"), args.parallel, args.queue)
-    return Pool(served_names(args.models), lambda name: _load_quietly(name, args), limits)
+    names = served_names(args.models)
+    return Pool(names, lambda name: _load_quietly(name, args), expected_memory_bytes, limits)
 
 
 def _policy(args: Namespace) -> Policy:

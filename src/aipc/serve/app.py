@@ -74,7 +74,10 @@ _OLLAMA_FAILURES: Documented = {
     s: {"model": OllamaFailureBody, "description": words} for s, words in _STATUSES.items()
 }
 _TEXT = {"schema": {"type": "string"}}
-_EVENTS: Documented = {200: {"content": {"text/event-stream": _TEXT}}, **_FAILURES}
+_EVENT = {
+    "schema": {"type": "object", "properties": {"event": {"type": "string"}, "data": {"type": "string"}}}
+}
+_EVENTS: Documented = {200: {"content": {"text/event-stream": _EVENT}}, **_FAILURES}
 _LINES: Documented = {200: {"content": {"application/x-ndjson": _TEXT}}, **_OLLAMA_FAILURES}
 
 

@@ -12,6 +12,8 @@ from aipc.errors import AipcError
 from aipc.prepare import ReadyModel
 from aipc.text import Text
 
+_OF_CONVERTED, _OF_CHECKPOINT = 2.2, 0.6
+
 
 @dataclass(frozen=True, slots=True)
 class Known:
@@ -64,6 +66,14 @@ def describe(name: str) -> Known:
     except AipcError:
         return Known(name, digest=digest)
     return _known(name, folder, folder.stat().st_mtime, digest)
+
+
+def expected_memory_bytes(name: str) -> int:
+    """What a model may need that was never loaded here: 0 where its files are not here yet."""
+    known = describe(name)
+    # Of Phi-3-mini's 2.1 GB in 4 bits, OpenVINO makes 4.5 GB on a CPU, ONNX Runtime 2.8; a checkpoint of
+    # 7.6 GB is converted to the same.
+    return int(known.bytes * (_OF_CHECKPOINT if known.format == "safetensors" else _OF_CONVERTED))
 
 
 def _known(name: str, folder: Path, modified: float, digest: str) -> Known:

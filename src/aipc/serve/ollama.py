@@ -22,10 +22,12 @@ from aipc.serve.ollama_schema import (
     OllamaChatRequest,
     OllamaFunction,
     OllamaMessage,
+    Options,
     RunningModel,
     Shown,
     TagModel,
 )
+from aipc.serve.openai import given
 from aipc.serve.pool import Entry
 from aipc.serve.streaming import compact
 from aipc.serve.times import parse_seconds
@@ -77,10 +79,8 @@ def keep_alive_s(request: Asking) -> float | None:
 def whole_chat(request: OllamaChatRequest, answers: Sequence[Whole]) -> ChatLine:
     """The whole answer of a chat."""
     answer = answers[0]
-    reader = _reader(request)
-    text = reader.push(answer.text)
-    rest, calls = reader.finish()
-    reply = ChatReply(content=text + rest, tool_calls=_called(calls))
+    text, calls = _reader(request).read(answer.text, ended=True)
+    reply = ChatReply(content=text, tool_calls=_called(calls))
     return ChatLine(**_head(request), **_ending(answer.finish_reason, answer.stats), message=reply)
 
 
@@ -130,11 +130,7 @@ class ChatLines(_Lines):
     def of(self, piece: Piece) -> Iterator[str]:
         """Its text; at the end the calls, and the figures."""
         chunk = piece.chunk
-        text = self._reader.push(chunk.text)
-        calls: list[Call] = []
-        if chunk.finish_reason is not None:
-            rest, calls = self._reader.finish()
-            text += rest
+        text, calls = self._reader.read(chunk.text, ended=chunk.finish_reason is not None)
         if text or calls:
             yield self._line(ChatReply(content=text, tool_calls=_called(calls)), done=False)
         if chunk.finish_reason is not None and chunk.stats is not None:
@@ -216,24 +212,22 @@ def _message(message: OllamaMessage) -> Message:
 
 def _options(request: Asking) -> dict[str, Any]:
     """Keywords for Model.stream; what was not said is left to it."""
-    given = request.options
-    values: dict[str, Any] = {}
-    if given is not None:
-        values = {
-            # Below 0 means as much as there is room for.
-            "max_new_tokens": given.num_predict if (given.num_predict or 0) > 0 else None,
-            "temperature": given.temperature,
-            "top_p": given.top_p,
-            "top_k": given.top_k,
-            "repetition_penalty": given.repeat_penalty,
-            "seed": given.seed,
-            "stop": given.stop or None,
-        }
-    if request.format == "json":
-        values["response_format"] = {"type": "json_object"}
-    elif request.format:
-        values["response_format"] = {"type": "json_schema", "json_schema": {"schema": request.format}}
-    return {name: value for name, value in values.items() if value is not None}
+    asked = request.options or Options()
+    response_format: dict[str, Any] | None = None
+    if request.format:
+        schema = {"type": "object"} if request.format == "json" else request.format
+        response_format = {"type": "json_schema", "json_schema": {"schema": schema}}
+    return given(
+        # Below 0 means as much as there is room for.
+        max_new_tokens=asked.num_predict if (asked.num_predict or 0) > 0 else None,
+        temperature=asked.temperature,
+        top_p=asked.top_p,
+        top_k=asked.top_k,
+        repetition_penalty=asked.repeat_penalty,
+        seed=asked.seed,
+        stop=asked.stop or None,
+        response_format=response_format,
+    )
 
 
 def _offered(request: OllamaChatRequest) -> list[dict[str, Any]]:

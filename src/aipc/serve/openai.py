@@ -76,15 +76,19 @@ def completion_questions(request: CompletionRequest) -> list[Question]:
 
 def options_of(request: Generation) -> dict[str, Any]:
     """Keywords for Model.stream; what was not said is left to it."""
-    values = {
-        "max_new_tokens": request.max_tokens,
-        "temperature": request.temperature,
-        "top_p": request.top_p,
-        "top_k": request.top_k,
-        "repetition_penalty": request.repetition_penalty,
-        "seed": request.seed,
-        "stop": request.stop or None,
-    }
+    return given(
+        max_new_tokens=request.max_tokens,
+        temperature=request.temperature,
+        top_p=request.top_p,
+        top_k=request.top_k,
+        repetition_penalty=request.repetition_penalty,
+        seed=request.seed,
+        stop=request.stop or None,
+    )
+
+
+def given(**values: Any) -> dict[str, Any]:
+    """The values that a client has given."""
     return {name: value for name, value in values.items() if value is not None}
 
 
@@ -236,12 +240,7 @@ class ChatEvents(_Events):
     def of(self, piece: Piece) -> Iterator[str]:
         """Its text; at the end the calls, and why it ended."""
         index, chunk = piece.index, piece.chunk
-        reader = self._readers[index]
-        text = reader.push(chunk.text)
-        calls: list[Call] = []
-        if chunk.finish_reason is not None:
-            rest, calls = reader.finish()
-            text += rest
+        text, calls = self._readers[index].read(chunk.text, ended=chunk.finish_reason is not None)
         if text:
             yield self._event(index, delta={"content": text})
         if calls:
@@ -295,10 +294,7 @@ def usage(stats: Sequence[Stats], answers_each: int) -> Usage:
 
 
 def _chat_choice(request: ChatRequest, index: int, answer: Whole) -> ChatChoice:
-    reader = _reader(request)
-    text = reader.push(answer.text)
-    rest, calls = reader.finish()
-    content = text + rest
+    content, calls = _reader(request).read(answer.text, ended=True)
     return ChatChoice(
         index=index,
         message=ChatAnswer(

@@ -185,19 +185,12 @@ class CompletionRequest(Generation):
     suffix: str | None = None
 
 
-class CachedTokens(BaseModel):
-    """How many tokens of a prompt had been computed before."""
-
-    cached_tokens: int
-
-
 class Usage(BaseModel):
     """How many tokens there were."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
-    prompt_tokens_details: CachedTokens | None = None
 
 
 class ChatAnswer(BaseModel):

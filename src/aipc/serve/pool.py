@@ -43,7 +43,7 @@ class Entry:
     last_used      on the clock of time.monotonic()
     expires        when it is unloaded if nobody asks, on the clock of time.time(); None while it is used,
                    and if it stays for ever
-    memory_bytes   of its process, when it was last measured
+    memory_bytes   of its process when it was last measured, or an estimate; 0 before either
     """
 
     name: str
@@ -60,13 +60,21 @@ class Entry:
 class Pool:
     """Models by the names that their owner gave.
 
-    load   opens a model; called in a thread
+    load       opens a model; called in a thread
+    estimate   the memory in bytes that one which was never loaded may need; called in a thread
     """
 
-    def __init__(self, names: Iterable[str], load: Callable[[str], Model], limits: Limits) -> None:
+    def __init__(
+        self,
+        names: Iterable[str],
+        load: Callable[[str], Model],
+        estimate: Callable[[str], int],
+        limits: Limits,
+    ) -> None:
         self.limits = limits
         self.entries = {name: Entry(name, Slots(limits.at_once, limits.waiting)) for name in names}
         self._load = load
+        self._estimate = estimate
         self._loading = asyncio.Lock()
         self._closing: set[asyncio.Task[None]] = set()
         self._closed = False
@@ -138,6 +146,8 @@ class Pool:
     async def _open(self, entry: Entry) -> Model:
         try:
             async with self._loading:
+                if not entry.memory_bytes:
+                    entry.memory_bytes = await asyncio.to_thread(self._estimate, entry.name)
                 self._make_room(entry)
                 model = await asyncio.to_thread(self._load, entry.name)
                 self._hold(entry, model)
@@ -154,7 +164,7 @@ class Pool:
         entry.memory_bytes = _memory_bytes(model)
 
     def _make_room(self, wanted: Entry) -> None:
-        """Unload idle models, the longest unused first, until `wanted` fits as large as it was last measured.
+        """Unload idle models, the longest unused first, until `wanted` fits beside the others.
 
         raises   RefusedError (503) if it is not loaded, and what is loaded is in use and leaves no room
         """

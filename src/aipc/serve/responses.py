@@ -8,7 +8,7 @@ from typing import Any
 
 from aipc.serve.answers import Piece, Question, Whole
 from aipc.serve.failures import body_of
-from aipc.serve.openai import arguments_of, new_id, with_functions
+from aipc.serve.openai import arguments_of, given, new_id, with_functions
 from aipc.serve.responses_schema import (
     CallItem,
     CallOutput,
@@ -32,13 +32,12 @@ def questions(request: ResponsesRequest) -> list[Question]:
 
     raises   UsageError
     """
-    options: dict[str, Any] = {
-        "max_new_tokens": request.max_output_tokens,
-        "temperature": request.temperature,
-        "top_p": request.top_p,
-        "response_format": _response_format(request),
-    }
-    options = {name: value for name, value in options.items() if value is not None}
+    options = given(
+        max_new_tokens=request.max_output_tokens,
+        temperature=request.temperature,
+        top_p=request.top_p,
+        response_format=_response_format(request),
+    )
     messages, held = with_functions(
         _messages(request),
         options,
@@ -52,11 +51,8 @@ def questions(request: ResponsesRequest) -> list[Question]:
 def whole_response(request: ResponsesRequest, answers: Sequence[Whole]) -> Response:
     """The whole answer."""
     answer = answers[0]
-    reader = _reader(request)
-    text = reader.push(answer.text)
-    rest, calls = reader.finish()
-    writer = _Writer(request)
-    return writer.ended(text + rest, calls, answer.finish_reason, answer.stats)
+    text, calls = _reader(request).read(answer.text, ended=True)
+    return _Writer(request).ended(text, calls, answer.finish_reason, answer.stats)
 
 
 class ResponseEvents:
@@ -80,11 +76,7 @@ class ResponseEvents:
     def of(self, piece: Piece) -> Iterator[str]:
         """Its text; at the end the calls, and the whole response."""
         chunk = piece.chunk
-        text = self._reader.push(chunk.text)
-        calls: list[Call] = []
-        if chunk.finish_reason is not None:
-            rest, calls = self._reader.finish()
-            text += rest
+        text, calls = self._reader.read(chunk.text, ended=chunk.finish_reason is not None)
         if text:
             yield from self._more_text(text)
         if chunk.finish_reason is None or chunk.stats is None:

@@ -86,8 +86,15 @@ class CallReader:
         self._calling = False
         self._held = ""
 
-    def push(self, text: str) -> str:
-        """Take the next piece; what is certainly text."""
+    def read(self, text: str, *, ended: bool) -> tuple[str, list[Call]]:
+        """Take the next piece: what is certainly text, and once the answer has ended the calls."""
+        passed = self._push(text)
+        if not ended:
+            return passed, []
+        calls = _parse(self._held, self._names)
+        return (passed if calls else passed + self._held), calls
+
+    def _push(self, text: str) -> str:
         if not self._names:
             return text
         self._held += text
@@ -102,11 +109,6 @@ class CallReader:
         text, self._held = self._held[:cut], self._held[cut:]
         self._passed = self._passed or bool(text)
         return text
-
-    def finish(self) -> tuple[str, list[Call]]:
-        """What was held back: text, or the calls that it was."""
-        calls = _parse(self._held, self._names)
-        return ("" if calls else self._held), calls
 
 
 def _longest_beginning(text: str) -> int:
