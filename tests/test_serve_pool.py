@@ -15,7 +15,9 @@ import pytest
 
 from aipc.errors import DeviceError
 from aipc.serve import pool as pool_module
+from aipc.serve.answers import Desk, Question
 from aipc.serve.failures import RefusedError
+from aipc.serve.metrics import Metrics
 from aipc.serve.pool import Limits
 from aipc.serve.slots import Slots
 from serving import ANSWER, MESSAGES, Served, serving
@@ -55,6 +57,17 @@ def test_a_request_that_needs_more_room_than_there_is_takes_none() -> None:
             slots.enter("a", 3)
         assert (slots.running, slots.waiting) == (0, 0)
         assert len(slots.enter("a", 2)) == 2
+
+    asyncio.run(run())
+
+
+def test_a_request_that_is_given_up_at_once_leaves_its_place() -> None:
+    async def run() -> None:
+        pool = pool_module.Pool(["a"], lambda name: pytest.fail(), lambda name: 0, Limits(2**40))
+        answers = Desk(pool, Metrics(pool)).ask("a", [Question("x", {})], "client", live=True)
+        answers.cancel()
+        await asyncio.sleep(0)
+        assert pool.entries["a"].slots.running == 0
 
     asyncio.run(run())
 

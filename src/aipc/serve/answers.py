@@ -109,6 +109,7 @@ class Answers:
         self._left = len(work)
         self._begun: list[Piece] = []
         self._pieces: asyncio.Queue[list[Piece] | Exception] = asyncio.Queue(maxsize=64)
+        self._tickets = [ticket for _, ticket in work]
         self._tasks = [
             asyncio.create_task(self._answer(index, question, ticket))
             for index, (question, ticket) in enumerate(work)
@@ -159,6 +160,9 @@ class Answers:
         """Stop the work that is left."""
         for task in self._tasks:
             task.cancel()
+        # A task that had not begun when it was cancelled never will, and gives nothing back.
+        for ticket in self._tickets:
+            ticket.leave()
 
     async def _answer(self, index: int, question: Question, ticket: Ticket) -> None:
         """Put the pieces of one answer, or why it has none, into the queue."""
