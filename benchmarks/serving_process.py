@@ -29,7 +29,15 @@ class Running:
 
     def workers(self) -> list[psutil.Process]:
         """Its processes that compute."""
-        return self.process.children(recursive=True)
+        children = self.process.children(recursive=True)
+        return [child for child in children if any("_engine" in word for word in _words(child))]
+
+
+def _words(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.NoSuchProcess:
+        return []
 
 
 @contextmanager

@@ -38,7 +38,9 @@ class Program:
         return str(completion.choices[0].message.content)
 
     def workers(self) -> list[psutil.Process]:
-        return psutil.Process(self.process.pid).children(recursive=True)
+        """The processes that compute, which the monitor's does not."""
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        return [child for child in children if any("_engine" in word for word in child.cmdline())]
 
 
 @contextmanager
@@ -83,6 +85,7 @@ def test_the_demo_answers_and_outlives_its_worker(environment: dict[str, str], r
             worker.kill()
             # Health does not wait for the new worker, and neither request notices.
             assert httpx.get(f"{served.url}/health").status_code == 200
+            assert 'aipc_device_utilisation_ratio{device="CPU"' in httpx.get(f"{served.url}/metrics").text
             assert served.ask(client) == answer
             (fresh,) = served.workers()
             assert fresh.pid != worker.pid

@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 
 import aipc
 from aipc.errors import AipcError
+from aipc.monitor import Monitor
 from aipc.serve import ollama, openai, responses
 from aipc.serve.answers import Desk
 from aipc.serve.catalog import describe
@@ -230,8 +231,11 @@ async def generate(body: GenerateRequest, request: Request) -> Response:
     )
 
 
-def create_app(pool: Pool, policy: Policy) -> FastAPI:
-    """The application; its shutdown unloads the models."""
+def create_app(pool: Pool, policy: Policy, monitor: Monitor | None = None) -> FastAPI:
+    """The application; its shutdown unloads the models.
+
+    monitor   for the devices' counters in /metrics
+    """
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -240,7 +244,7 @@ def create_app(pool: Pool, policy: Policy) -> FastAPI:
 
     # The pages of /docs and /redoc would load scripts from elsewhere.
     app = FastAPI(title="aipc", version=aipc.__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
-    counters = Metrics(pool)
+    counters = Metrics(pool, monitor)
     app.state.desk = Desk(pool, counters)
     app.include_router(general)
     app.include_router(openai_api)

@@ -10,6 +10,7 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from aipc.monitor import Monitor
 from aipc.serve.pool import Pool
 from aipc.types import Stats
 
@@ -18,14 +19,19 @@ _TPOT_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 
 
 class Metrics:
-    """Counters of one server."""
+    """Counters of one server.
 
-    def __init__(self, pool: Pool) -> None:
+    monitor   tells how far the devices are used; None leaves that out
+    """
+
+    def __init__(self, pool: Pool, monitor: Monitor | None = None) -> None:
         # Otherwise each counter has a second line that says when it began.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
         self._registry.register(_PoolCollector(pool))
+        if monitor is not None:
+            self._registry.register(_DeviceCollector(monitor))
         self.requests = Counter(
             "aipc_requests", "Requests by route and status.", ["route", "status"], registry=self._registry
         )
@@ -110,3 +116,28 @@ class _PoolCollector(Collector):
             if entry.model is not None:
                 memory.add_metric([entry.name], entry.memory_bytes)
         yield from (running, waiting, memory)
+
+
+class _DeviceCollector(Collector):
+    """The devices in the monitor's latest sample; a counter that can't be read has no line."""
+
+    def __init__(self, monitor: Monitor) -> None:
+        self._monitor = monitor
+
+    def collect(self) -> Iterator[Metric]:
+        """One gauge for each counter, one sample for each device."""
+        labels = ["device", "kind"]
+        busy = GaugeMetricFamily("aipc_device_utilisation_ratio", "Share of the last second.", labels=labels)
+        memory = GaugeMetricFamily(
+            "aipc_device_memory_used_bytes", "Of the device, or the system.", labels=labels
+        )
+        power = GaugeMetricFamily("aipc_device_power_watts", "Mean of the last second.", labels=labels)
+        for device in self._monitor.samples[-1].devices if self._monitor.samples else ():
+            for family, value in (
+                (busy, device.utilisation),
+                (memory, device.memory_used_bytes),
+                (power, device.power_w),
+            ):
+                if value is not None:
+                    family.add_metric([device.id, device.kind], value)
+        yield from (busy, memory, power)
