@@ -109,7 +109,7 @@ def test_a_full_queue_says_when_to_come_again(tmp_path: Path) -> None:
         hold.set()
         for thread in threads:
             thread.join(20)
-        assert slots.running == slots.waiting == 0
+        until(lambda: slots.running == slots.waiting == 0)
 
 
 def test_a_model_is_loaded_once_for_all_who_ask_and_another_answers_meanwhile(tmp_path: Path) -> None:

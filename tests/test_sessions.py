@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice, zip_longest
 from pathlib import Path
 
@@ -197,6 +198,11 @@ def test_sampling_reaches_the_runtime(model: RandomModel, session: EngineSession
     penalised = Sampling(max_new_tokens=24, repetition_penalty=1.5)
     assert list(session.generate(prompt, penalised)) == list(model.reference.generate(prompt, penalised))
     assert list(session.generate(prompt, penalised)) != greedy
+
+
+def test_a_top_k_beyond_the_vocabulary_is_all_of_it(session: EngineSession) -> None:
+    wide = Sampling(max_new_tokens=8, temperature=3.0, top_k=10**6, seed=1)
+    assert list(session.generate(ids(5), wide)) == list(session.generate(ids(5), replace(wide, top_k=0)))
 
 
 def test_the_answer_is_cut_where_the_context_is_full(session: EngineSession) -> None:

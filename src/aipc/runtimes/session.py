@@ -50,7 +50,13 @@ class EngineSession:
         # numpy's integers are no int to JSON.
         ids = [int(token) for token in prompt]
         seed = secrets.randbits(32) if sampling.seed is None else sampling.seed % 2**32
-        fitting = replace(sampling, max_new_tokens=min(sampling.max_new_tokens, room), seed=seed)
+        fitting = replace(
+            sampling,
+            max_new_tokens=min(sampling.max_new_tokens, room),
+            seed=seed,
+            # More than there are is all of them, but ONNX Runtime refuses it.
+            top_k=0 if self._vocab_size and sampling.top_k >= self._vocab_size else sampling.top_k,
+        )
         return self._worker.stream(ids, fitting)
 
     def close(self) -> None:
