@@ -18,8 +18,9 @@ from aipc.serve.reading import read
 from aipc.serve.slots import Ticket
 from aipc.types import Chunk, FinishReason, Stats, Stream
 
-# What an answer may have where the client names no limit.
-_USUAL_MOST_TOKENS = 4096
+# What an answer may have where the client names no limit. More would have LongRoPE's long factors chosen for
+# short prompts, in case the answer gets as long as it may.
+_USUAL_MOST_TOKENS = 2048
 # No answer takes longer, queue and load included.
 _LONGEST_S = 3600.0
 _ATTEMPTS = 2
