@@ -30,7 +30,8 @@ class Running:
     def workers(self) -> list[psutil.Process]:
         """Its processes that compute."""
         children = self.process.children(recursive=True)
-        return [child for child in children if any("_engine" in word for word in _words(child))]
+        runtimes = ("aipc.runtimes.onnxruntime", "aipc.runtimes.openvino")
+        return [child for child in children if any(n in word for word in _words(child) for n in runtimes)]
 
 
 def _words(process: psutil.Process) -> list[str]:

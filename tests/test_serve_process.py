@@ -40,7 +40,10 @@ class Program:
     def workers(self) -> list[psutil.Process]:
         """The processes that compute, which the monitor's does not."""
         children = psutil.Process(self.process.pid).children(recursive=True)
-        return [child for child in children if any("_engine" in word for word in child.cmdline())]
+        runtimes = ("aipc.runtimes.onnxruntime", "aipc.runtimes.openvino")
+        return [
+            child for child in children if any(name in word for word in child.cmdline() for name in runtimes)
+        ]
 
 
 @contextmanager
