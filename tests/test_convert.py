@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 import threading
 from collections import namedtuple
@@ -104,7 +105,7 @@ def test_blocks_and_threads_give_the_same_bytes(
     words: dict[str, Any] = {"sym": False, "group_size": 32, "ratio": 0.5}
     aipc.convert(checkpoint, tmp_path / "whole", **words)
     monkeypatch.setattr(conversion, "BLOCK_ELEMENTS", 1_000)
-    monkeypatch.setattr(conversion.os, "cpu_count", lambda: 7)
+    monkeypatch.setattr(os, "cpu_count", lambda: 7)
     aipc.convert(checkpoint, tmp_path / "blocks", **words)
     whole, blocks = ((tmp_path / name / WEIGHTS_FILE).read_bytes() for name in ("whole", "blocks"))
     assert whole == blocks

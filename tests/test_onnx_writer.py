@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
@@ -546,7 +547,7 @@ def test_blocks_in_any_order_give_the_same_bytes(
     words: dict[str, Any] = {"to": ("onnx",), "sym": False, "group_size": 32, "ratio": 0.5}
     whole = convert(checkpoint, tmp_path / "whole", **words)
     monkeypatch.setattr(conversion, "BLOCK_ELEMENTS", 1_000)
-    monkeypatch.setattr(conversion.os, "cpu_count", lambda: 7)
+    monkeypatch.setattr(os, "cpu_count", lambda: 7)
     blocks = convert(checkpoint, tmp_path / "blocks", **words)
     for name in (MODEL_FILE, DATA_FILE):
         assert (whole / name).read_bytes() == (blocks / name).read_bytes()

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 import golden
+from aipc.decoder import rotate, silu, softmax, visible
 from aipc.errors import PromptTooLongError, RuntimeFailedError, UsageError
 from aipc.phi3 import Phi3Config
 from aipc.runtimes.base import Session
-from aipc.runtimes.reference import ReferenceSession, rotate, silu, visible
-from aipc.runtimes.sampling import choose, probabilities, softmax
+from aipc.runtimes.reference import ReferenceSession
+from aipc.runtimes.sampling import choose, probabilities
 from aipc.types import Sampling
 from checkpoints import TINY
 from golden import CASES, SAMPLING, Golden, load_golden

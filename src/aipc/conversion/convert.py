@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from aipc import __version__
 from aipc.conversion.checkpoint import Checkpoint
@@ -19,14 +15,12 @@ from aipc.conversion.folder import refuse_taken, staged_folder
 from aipc.conversion.formats import Format, Writer, formats_named
 from aipc.conversion.quantize import quantize
 from aipc.conversion.recipe import Recipe, is_ranked, make_recipe, sensitivity
+from aipc.conversion.threads import in_threads
 from aipc.errors import SchemeError
 from aipc.manifest import Manifest, SourceRecord, fingerprint, hash_files
 from aipc.phi3 import Phi3Config, WeightSpec, read_json_object
 from aipc.text import Text
 from aipc.types import Progress
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 # About what a core's cache holds; also what bounds the memory of a conversion.
 BLOCK_ELEMENTS = 2**20
@@ -101,7 +95,7 @@ def convert_checkpoint(
             writers = [stack.enter_context(closing(writer)) for writer in opened]
             write_weights(checkpoint, config, recipe, writers, progress)
         source = SourceRecord(name, revision, fingerprint(checkpoint_folder, revision=revision))
-        for kind, folder, files in zip(formats, folders, _in_threads(hash_files, folders), strict=True):
+        for kind, folder, files in zip(formats, folders, in_threads(hash_files, folders), strict=True):
             words = recipe.describe() | kind.details
             Manifest(source, words, kind.runtime, files, __version__).write(folder)
     return recipe
@@ -128,7 +122,7 @@ def write_weights(
 
     total = sum(checkpoint.tensors[spec.name].nbytes for spec in config.weights())
     done = 0
-    for block in _in_threads(carry, _blocks(config.weights())):
+    for block in in_threads(carry, _blocks(config.weights())):
         done += checkpoint.tensors[block.spec.name].nbytes * block.elements // block.spec.elements
         if progress is not None:
             progress(Progress(block.spec.name, done, total))
@@ -151,24 +145,7 @@ def _sensitivities(checkpoint: Checkpoint, config: Phi3Config) -> dict[str, floa
     def score(spec: WeightSpec) -> float:
         return sensitivity(checkpoint.read(spec.name, block.rows) for block in _blocks([spec]))
 
-    return dict(zip((spec.name for spec in specs), _in_threads(score, specs), strict=True))
-
-
-def _in_threads(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    """`work` on each item, in order, with a few under way at a time; numpy lets go of the GIL."""
-    threads = os.cpu_count() or 1
-    pending: deque[Future[R]] = deque()
-    with ThreadPoolExecutor(threads, thread_name_prefix="aipc-convert") as pool:
-        try:
-            for item in items:
-                pending.append(pool.submit(work, item))
-                if len(pending) > 2 * threads:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()
+    return dict(zip((spec.name for spec in specs), in_threads(score, specs), strict=True))
 
 
 def _write_texts(

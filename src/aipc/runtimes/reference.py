@@ -1,8 +1,4 @@
-"""A Phi-3 in plain numpy and float32: slow, short, and what the other runtimes are measured against.
-
-It is the architecture of `Phi3ForCausalLM` in Hugging Face transformers: golden files made with
-transformers hold it to that (tests/test_reference.py).
-"""
+"""A session over aipc.decoder: slow, short, and what the other runtimes are measured against."""
 
 from __future__ import annotations
 
@@ -10,10 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
+from aipc.decoder import ArrayWeights, Decoder, Stretch
 from aipc.errors import PromptTooLongError, RuntimeFailedError, UsageError
 from aipc.longrope import takes_long_factors
 from aipc.phi3 import Phi3Config
-from aipc.runtimes.sampling import choose, softmax
+from aipc.runtimes.sampling import choose
 from aipc.types import Sampling
 
 
@@ -55,8 +52,9 @@ class ReferenceSession:
     def __init__(self, config: Phi3Config, weights: Mapping[str, np.ndarray]) -> None:
         self.config = config
         self.context_length = config.context_length
-        self._weights = {s.name: np.asarray(weights[s.name], np.float32) for s in config.weights()}
-        self._closed = False
+        self._decoder: Decoder | None = Decoder(
+            config, ArrayWeights({spec.name: weights[spec.name] for spec in config.weights()})
+        )
 
     def logits(self, ids: Sequence[int]) -> np.ndarray:
         """The scores of every token that could follow each prefix of `ids`, [tokens, vocab_size] float32.
@@ -65,7 +63,7 @@ class ReferenceSession:
         """
         self._check(ids, room=0)
         long = takes_long_factors(self.config.rope_border, len(ids), 1)
-        return self._head(self._forward(ids, KVCache(self.config, long=long)))
+        return self._open_decoder().head(self._forward(ids, KVCache(self.config, long=long)))
 
     def generate(self, prompt: Sequence[int], sampling: Sampling) -> Iterator[int]:
         """Yield the ids that follow `prompt`; see `Session.generate`.
@@ -78,9 +76,8 @@ class ReferenceSession:
         long = takes_long_factors(self.config.rope_border, len(prompt), most)
         cache, tokens, new = KVCache(self.config, long=long), list(prompt), list(prompt)
         for _ in range(most):
-            self._check_open()
             hidden = self._forward(new, cache)
-            new = [choose(self._head(hidden[-1]), tokens, sampling, random)]
+            new = [choose(self._open_decoder().head(hidden[-1]), tokens, sampling, random)]
             tokens += new
             yield new[0]
             if new[0] in sampling.stop_ids:
@@ -88,15 +85,15 @@ class ReferenceSession:
 
     def close(self) -> None:
         """Forget the weights; every running stream ends with RuntimeFailedError."""
-        self._closed = True
-        self._weights = {}
+        self._decoder = None
 
-    def _check_open(self) -> None:
-        if self._closed:
+    def _open_decoder(self) -> Decoder:
+        if self._decoder is None:
             raise RuntimeFailedError("the session is closed", hint="load the model again")
+        return self._decoder
 
     def _check(self, ids: Sequence[int], room: int) -> None:
-        self._check_open()
+        self._open_decoder()
         if not ids:
             raise UsageError("the prompt is empty; a model needs at least one token")
         if len(ids) + room > self.context_length:
@@ -112,80 +109,9 @@ class ReferenceSession:
 
     def _forward(self, ids: Sequence[int], cache: KVCache) -> np.ndarray:
         """Run all layers over the newest tokens: [tokens] ids -> [tokens, hidden_size]."""
-        positions = np.arange(cache.tokens, cache.tokens + len(ids))
-        x = self._weights["model.embed_tokens.weight"][np.asarray(ids)]
+        decoder = self._open_decoder()
+        stretch = Stretch(np.arange(cache.tokens, cache.tokens + len(ids)), cache, cache.long)
+        x = decoder.embed(ids)
         for layer in range(self.config.layers):
-            x = x + self._attention(layer, self._norm(f"layers.{layer}.input_layernorm", x), positions, cache)
-            x = x + self._mlp(layer, self._norm(f"layers.{layer}.post_attention_layernorm", x))
-        return self._norm("norm", x)
-
-    def _attention(self, layer: int, x: np.ndarray, positions: np.ndarray, cache: KVCache) -> np.ndarray:
-        """Every token looks at itself and at those before it: [tokens, hidden_size] -> the same."""
-        config = self.config
-        heads, kv_heads, size = config.attention_heads, config.kv_heads, config.head_size
-        qkv = self._linear(f"layers.{layer}.self_attn.qkv_proj", x)
-        by_head = qkv.reshape(len(x), heads + 2 * kv_heads, size).swapaxes(0, 1)
-        queries, keys, values = np.split(by_head, [heads, heads + kv_heads])
-
-        angles = positions[:, None].astype(np.float32) * config.inverse_frequencies(long=cache.long)
-        scale = config.rope_scale(long=cache.long)
-        keys, values = cache.append(layer, rotate(keys, angles, scale), values)
-        # Neighbouring query heads share a key/value head: [kv_heads, queries each, tokens, size].
-        queries = rotate(queries, angles, scale).reshape(kv_heads, heads // kv_heads, len(x), size)
-
-        scores = queries @ keys[:, None].swapaxes(-1, -2) / np.float32(np.sqrt(size))
-        scores[..., ~visible(positions, keys.shape[1], config.sliding_window)] = -np.inf
-        mixed = softmax(scores) @ values[:, None]
-        joined = mixed.reshape(heads, len(x), size).swapaxes(0, 1).reshape(len(x), heads * size)
-        return self._linear(f"layers.{layer}.self_attn.o_proj", joined)
-
-    def _mlp(self, layer: int, x: np.ndarray) -> np.ndarray:
-        gate, up = np.split(self._linear(f"layers.{layer}.mlp.gate_up_proj", x), 2, axis=-1)
-        return self._linear(f"layers.{layer}.mlp.down_proj", silu(gate) * up)
-
-    def _norm(self, name: str, x: np.ndarray) -> np.ndarray:
-        """RMSNorm over the last axis."""
-        mean_square = np.mean(x * x, axis=-1, keepdims=True)
-        scaled: np.ndarray = x / np.sqrt(mean_square + np.float32(self.config.rms_norm_eps))
-        return scaled * self._weights[f"model.{name}.weight"]
-
-    def _linear(self, name: str, x: np.ndarray) -> np.ndarray:
-        """[..., in] -> [..., out] by a matrix [out, in]; a Phi-3 has no biases."""
-        product: np.ndarray = x @ self._weights[f"model.{name}.weight"].T
-        return product
-
-    def _head(self, hidden: np.ndarray) -> np.ndarray:
-        """[..., hidden_size] -> [..., vocab_size]."""
-        name = "model.embed_tokens.weight" if self.config.tied_embeddings else "lm_head.weight"
-        scores: np.ndarray = hidden @ self._weights[name].T
-        return scores
-
-
-def rotate(x: np.ndarray, angles: np.ndarray, scale: float = 1.0) -> np.ndarray:
-    """Rotary position embedding: turn the channels i and i + n, taken as a point in the plane, by angle i.
-
-    x         [heads, tokens, head_size]
-    angles    [tokens, n]; channels from 2 n on stay as they are
-    scale     of the turned channels: LongRoPE makes them longer
-    returns   the shape of x
-    """
-    n = angles.shape[-1]
-    first, second, rest = np.split(x, [n, 2 * n], axis=-1)
-    cos, sin = np.cos(angles) * np.float32(scale), np.sin(angles) * np.float32(scale)
-    return np.concatenate([first * cos - second * sin, second * cos + first * sin, rest], axis=-1)
-
-
-def visible(positions: np.ndarray, tokens: int, window: int | None) -> np.ndarray:
-    """Which of the first `tokens` tokens each position may look at, [positions, tokens] bool.
-
-    window   a token sees itself and the window - 1 before it; None for all before it
-    """
-    query, key = positions[:, None], np.arange(tokens)
-    seen: np.ndarray = key <= query
-    return seen if window is None else seen & (key > query - window)
-
-
-def silu(x: np.ndarray) -> np.ndarray:
-    """x * sigmoid(x), written so that it cannot overflow."""
-    activated: np.ndarray = x * (np.float32(0.5) + np.float32(0.5) * np.tanh(x * np.float32(0.5)))
-    return activated
+            x = decoder.layer(layer, x, [stretch])
+        return decoder.last_norm(x)

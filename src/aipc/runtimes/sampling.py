@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from aipc.decoder import softmax
 from aipc.types import Sampling
 
 
@@ -55,10 +56,3 @@ def nucleus(shares: np.ndarray, top_p: float) -> np.ndarray:
     only: np.ndarray = np.zeros_like(shares)
     only[kept] = shares[kept] / shares[kept].sum()
     return only
-
-
-def softmax(x: np.ndarray) -> np.ndarray:
-    """Along the last axis; at least one entry of each row is finite."""
-    powers = np.exp(x - np.max(x, axis=-1, keepdims=True))
-    shares: np.ndarray = powers / np.sum(powers, axis=-1, keepdims=True)
-    return shares
