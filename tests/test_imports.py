@@ -34,8 +34,6 @@ ARROWS = {
         "verification",
     },
     "serve": {"aipc", "cache", "hub", "model", "monitor", "prepare", "text"},
-    "aipc": {"inventory", "model", "prepare"},
-    "model": {"inventory", "longrope", "monitor", "plan", "prepare", "text", "runtimes.base"},
     "npu_compile": {"compiled", "inventory", "preflight", "prepare", "runtimes.base"},
     "aipc": {"inventory", "model", "prepare", "verification"},
     "model": {"inventory", "longrope", "monitor", "plan", "prepare", "text", "verdicts", "runtimes.base"},

@@ -89,6 +89,15 @@ def runtime_module(info: RuntimeInfo) -> ModuleType:
     return importlib.import_module(info.module)
 
 
+def runtime_version(info: RuntimeInfo) -> str:
+    """Which package of a runtime is installed, such as "openvino-genai 2026.4.1".
+
+    raises   MissingExtraError
+    """
+    version: str = runtime_module(info).version()
+    return version
+
+
 def installed_runtimes() -> list[RuntimeInfo]:
     """The runtimes whose packages are here, whole or not."""
     return [info for info in RUNTIMES.values() if importlib.util.find_spec(info.packages[-1]) is not None]

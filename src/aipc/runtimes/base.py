@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from aipc.types import DeviceKind, Sampling
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +66,28 @@ class Session(Protocol):
         """Free the device; every running stream ends with RuntimeFailedError."""
 
 
+class Scorer(Protocol):
+    """A model loaded on one device, to be asked how it scores given answers."""
+
+    def scores(self, prompt: Sequence[int], following: Sequence[int]) -> np.ndarray:
+        """The scores before each token of `following`, as the device gives them while it answers.
+
+        prompt      two tokens or more, computed at once; then each of `following` by a step of its own
+        returns     [following, vocab_size] float32: of every token in the place of each
+        raises      RuntimeFailedError
+        """
+
+    def close(self) -> None:
+        """Free the device."""
+
+
 @dataclass(frozen=True, slots=True)
 class RuntimeInfo:
     """What a runtime is and needs, readable without importing it.
 
     name         the word for --runtime
-    module       holds its Session, loaded with `open_session(folder, device, **options)`
+    module       loads its Session with `open_session(folder, device, **options)`, and with `open_scorer`
+                 and the same options its Scorer
     extra        the extra of aipc that installs it
     packages     the top-level modules it imports
     distribution the package on PyPI whose version marks what it compiled

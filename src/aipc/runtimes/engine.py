@@ -19,12 +19,24 @@ from aipc.types import Guidance, Sampling
 
 
 @dataclass(frozen=True, slots=True)
+class Forced:
+    """An answer that is given: what is asked are the scores at each of its tokens.
+
+    path   of the .npy file to write, [ids, vocab_size] float32
+    """
+
+    ids: list[int]
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
-    """A prompt that asks for its continuation. `number` is how the caller knows it."""
+    """A prompt that asks for its continuation, or for the scores of one. `number` is the caller's."""
 
     number: int
     prompt: list[int]
     sampling: Sampling
+    forced: Forced | None = None
 
 
 class Engine(Protocol):
@@ -74,7 +86,7 @@ class Inbox:
             if "cancel" in message:
                 self._withdrawn.add(message["cancel"])
             else:
-                self._requests.put(Request(message["id"], message["prompt"], _sampling(message["sampling"])))
+                self._requests.put(_request(message))
         self.closed = True
         self._requests.put(None)
 
@@ -130,6 +142,16 @@ def serve(load: Callable[[dict[str, Any]], Engine]) -> NoReturn:
     # Nothing is left to save, and the farewells of native libraries have crashed before.
     sys.stderr.flush()
     os._exit(code)
+
+
+def _request(message: Mapping[str, Any]) -> Request:
+    forced = message.get("forced")
+    return Request(
+        message["id"],
+        message["prompt"],
+        _sampling(message["sampling"]),
+        None if forced is None else Forced(**forced),
+    )
 
 
 def _sampling(fields: Mapping[str, Any]) -> Sampling:

@@ -6,6 +6,7 @@ It computes in a process of its own (aipc.runtimes.process says why); this side 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path
 
 from aipc.errors import CheckpointError, DeviceError, UsageError, shown
@@ -14,7 +15,7 @@ from aipc.runtimes import onnxruntime_devices as devices
 from aipc.runtimes.base import ONNXRUNTIME, Device
 from aipc.runtimes.packages import installed_flavour, require_provider
 from aipc.runtimes.process import Worker
-from aipc.runtimes.session import EngineSession
+from aipc.runtimes.session import EngineScorer, EngineSession
 
 # The first one takes what it cannot run to the other.
 _CPU_ENGINE = "aipc.runtimes.onnxruntime_batching"
@@ -77,8 +78,37 @@ def open_session(
     return OnnxRuntimeSession(worker, vocab_size, context, precision + ", exact" * exact)
 
 
+def open_scorer(
+    folder: Path,
+    device: str,
+    *,
+    properties: Mapping[str, object] | None = None,
+    compiled_dir: Path | None = None,
+    rope_border: int | None = None,
+) -> EngineScorer:
+    """A `Scorer`, by onnxruntime-genai on every device; see `open_session`."""
+    device = device if device == "CPU" or ":" in device else f"{device}:0"
+    _require_device(device)
+    return EngineScorer(
+        _GENAI_ENGINE,
+        {
+            "folder": str(folder),
+            "device": device,
+            "properties": dict(properties or {}),
+            "context_length": _number(_model(folder).get("context_length"), 0),
+            "rope_border": rope_border,
+        },
+    )
+
+
 class OnnxRuntimeSession(EngineSession):
     """A `Session`: one stream at a time, the next waits."""
+
+
+def version() -> str:
+    """The package of the installed flavour, and its version."""
+    name = installed_flavour().genai
+    return f"{name} {metadata.version(name)}"
 
 
 def available_devices() -> list[Device]:

@@ -49,6 +49,9 @@ LONG_FACTORS = "long_factors"
 # A generator reads these arrays at every step and does not copy them.
 _CHOICES = {False: np.array([[0]], np.int64), True: np.array([[1]], np.int64)}
 
+# A score that no search chooses.
+_NEVER = -1e4
+
 Wanted = Callable[[], bool]
 
 
@@ -228,8 +231,11 @@ class OnnxEngine:
 
         sampling = request.sampling
         try:
-            for token in self._tokens(request.prompt, sampling, wanted):
-                outbox.ids(request.number, [token], end=False)
+            if request.forced is not None:
+                np.save(request.forced.path, np.stack(list(self._scores(request.prompt, request.forced.ids))))
+            else:
+                for token in self._tokens(request.prompt, sampling, wanted):
+                    outbox.ids(request.number, [token], end=False)
         except AipcError as error:
             outbox.error(request.number, error)
         except (RuntimeError, MemoryError) as exc:
@@ -273,6 +279,20 @@ class OnnxEngine:
             yield tokens[-1]
             if tokens[-1] in sampling.stop_ids:
                 return
+
+    def _scores(self, prompt: list[int], following: list[int]) -> Iterator[np.ndarray]:
+        """[vocab_size] float32 before each token of an answer that is given."""
+        tokens, end = list(prompt), len(prompt) + len(following)
+        generator = self._prefilled(tokens, end, Sampling(), lambda: True)
+        assert generator is not None  # noqa: S101 - it is wanted
+        yield generator.get_logits().reshape(-1).copy()
+        for token in following[:-1]:
+            # DirectML takes no second prompt: there as everywhere the search is made to choose the token.
+            scores = np.full_like(generator.get_logits(), _NEVER)
+            scores[..., token] = 0.0
+            generator.set_logits(scores)
+            generator.generate_next_token()
+            yield generator.get_logits().reshape(-1).copy()
 
     def _compute(self, cache: KVCache, tokens: list[int], wanted: Wanted) -> bool:
         """Make the cache hold `tokens`, the last of them newly computed; False if nobody wants that now."""

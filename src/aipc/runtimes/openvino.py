@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path
 
 from aipc.compiled import NPU_ONLY, Blob, blob_path, model_digest, pipeline_properties
@@ -16,9 +17,10 @@ from aipc.runtimes import openvino_devices
 from aipc.runtimes.base import OPENVINO, Device
 from aipc.runtimes.openvino_factors import has_factors
 from aipc.runtimes.process import EngineProcess, Worker
-from aipc.runtimes.session import EngineSession
+from aipc.runtimes.session import EngineScorer, EngineSession
 
 _ENGINE = "aipc.runtimes.openvino_engine"
+_SCORING_ENGINE = "aipc.runtimes.openvino_scoring"
 _COMPILER = "aipc.runtimes.openvino_compile"
 
 # Most tokens of prompt and answer on the NPU: it computes in fixed shapes, and compiles each for minutes.
@@ -53,7 +55,6 @@ def open_session(
 
     raises   DeviceError, SchemeError, CheckpointError, MissingExtraError, UsageError, RuntimeFailedError
     """
-    _require_packages()
     notes: tuple[str, ...] = ()
     if device == "NPU" and context_length > NPU_CONTEXT_LENGTH:
         notes += (f"on the NPU, prompt and answer together take {NPU_CONTEXT_LENGTH} tokens",)
@@ -64,17 +65,11 @@ def open_session(
             "tokens; for more, convert the checkpoint",
         )
         context_length, rope_border = min(context_length, rope_border), None
-    worker = Worker(
-        _ENGINE,
-        {
-            "folder": str(folder),
-            "device": device,
-            "exact": exact,
-            "properties": _kv_cache_property(kv_cache, device) | dict(properties or {}),
-            "rope_border": rope_border,
-            "compiled_dir": None if compiled_dir is None or device == "CPU" else str(compiled_dir),
-        },
+    words = _kv_cache_property(kv_cache, device) | dict(properties or {})
+    options = _options(
+        folder, device, exact=exact, properties=words, compiled_dir=compiled_dir, rope_border=rope_border
     )
+    worker = Worker(_ENGINE, options)
     session = OpenVINOSession(worker, _vocab_size(folder), context_length, precision + ", exact" * exact)
     session.notes += notes
     return session
@@ -140,8 +135,32 @@ def compile_for_npu(
     return blob
 
 
+def open_scorer(
+    folder: Path,
+    device: str,
+    *,
+    exact: bool = False,
+    properties: Mapping[str, object] | None = None,
+    compiled_dir: Path | None = None,
+    rope_border: int | None = None,
+) -> EngineScorer:
+    """A `Scorer`; see `open_session`, whose pipelines give no scores: here the model itself is asked."""
+    # GPU and NPU compile it apart from the pipelines' form of it.
+    kept = None if compiled_dir is None else compiled_dir / "scores"
+    border = rope_border if rope_border is not None and has_factors(folder) else None
+    options = _options(
+        folder, device, exact=exact, properties=properties, compiled_dir=kept, rope_border=border
+    )
+    return EngineScorer(_SCORING_ENGINE, options)
+
+
 class OpenVINOSession(EngineSession):
     """A `Session`: several streams at once on CPU and GPU, one on the NPU."""
+
+
+def version() -> str:
+    """The package and its version."""
+    return f"{OPENVINO.distribution} {metadata.version(OPENVINO.distribution)}"
 
 
 def available_devices() -> list[Device]:
@@ -163,6 +182,30 @@ def _kv_cache_property(kv_cache: str | None, device: str) -> dict[str, object]:
             "the KV cache on the NPU is f16", hint="leave --kv-cache out, or take another device"
         )
     return {"KV_CACHE_PRECISION": kv_cache}
+
+
+def _options(
+    folder: Path,
+    device: str,
+    *,
+    exact: bool,
+    properties: Mapping[str, object] | None,
+    compiled_dir: Path | None,
+    rope_border: int | None,
+) -> dict[str, object]:
+    """What an engine needs to load a folder.
+
+    raises   MissingExtraError
+    """
+    _require_packages()
+    return {
+        "rope_border": rope_border,
+        "folder": str(folder),
+        "device": device,
+        "exact": exact,
+        "properties": dict(properties or {}),
+        "compiled_dir": None if compiled_dir is None or device == "CPU" else str(compiled_dir),
+    }
 
 
 def _require_packages() -> None:

@@ -22,6 +22,7 @@ import tempfile
 import threading
 import weakref
 from collections.abc import Generator, Mapping, Sequence
+from pathlib import Path
 from typing import IO, Any, cast
 
 from aipc import errors
@@ -97,12 +98,32 @@ class EngineProcess:
         self, prompt: Sequence[int], sampling: Sampling, cancelled: threading.Event
     ) -> Generator[int, None, None]:
         """The ids that follow `prompt`, until another thread sets `cancelled`."""
+        fields = dataclasses.asdict(sampling) | {"stop_ids": sorted(sampling.stop_ids)}
+        return self._exchange({"prompt": list(prompt), "sampling": fields}, len(prompt), cancelled)
+
+    def write_scores(self, prompt: Sequence[int], following: Sequence[int], path: Path) -> None:
+        """Write the scores at each token that follows `prompt`, [following, vocab_size] float32, as .npy.
+
+        raises   RuntimeFailedError
+        """
+        forced = {"ids": list(following), "path": str(path)}
+        sampling = dataclasses.asdict(Sampling(max_new_tokens=len(following))) | {"stop_ids": []}
+        request = {"prompt": list(prompt), "sampling": sampling, "forced": forced}
+        for _ in self._exchange(request, len(prompt) + len(following)):
+            pass
+
+    def _exchange(
+        self, request: Mapping[str, object], tokens: int, cancelled: threading.Event | None = None
+    ) -> Generator[int, None, None]:
+        """Ask, and give out what is answered.
+
+        tokens   to be read before the first answer
+        """
         number, answers = self._router.open()
         ended = False
         try:
-            fields = dataclasses.asdict(sampling) | {"stop_ids": sorted(sampling.stop_ids)}
-            self._reading[number] = len(prompt)
-            self._send({"id": number, "prompt": list(prompt), "sampling": fields})
+            self._reading[number] = tokens
+            self._send({"id": number, **request})
             while not ended:
                 try:
                     answer = self._receive(answers, cancelled)

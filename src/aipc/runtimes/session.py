@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
 
 from aipc.errors import PromptTooLongError, UsageError
-from aipc.runtimes.process import Worker
+from aipc.runtimes.process import EngineProcess, Worker
 from aipc.types import Sampling, Stream
 
 
@@ -69,3 +73,25 @@ class EngineSession:
         if low < 0 or (self._vocab_size is not None and high >= self._vocab_size):
             limit = "0 or more" if self._vocab_size is None else f"0 to {self._vocab_size - 1}"
             raise UsageError(f"the prompt has the id {low if low < 0 else high}; possible are {limit}")
+
+
+class EngineScorer:
+    """A `Scorer` over an engine that answers forced requests.
+
+    raises   what the engine raised while it loaded
+    """
+
+    def __init__(self, module: str, options: Mapping[str, object]) -> None:
+        self._process = EngineProcess(module, options)
+
+    def scores(self, prompt: Sequence[int], following: Sequence[int]) -> np.ndarray:
+        """See `Scorer.scores`."""
+        with tempfile.TemporaryDirectory(prefix="aipc-scores-") as folder:
+            path = Path(folder) / "scores.npy"
+            self._process.write_scores(prompt, following, path)
+            scores: np.ndarray = np.load(path, allow_pickle=False)
+        return scores
+
+    def close(self) -> None:
+        """Free the device."""
+        self._process.close()
