@@ -187,6 +187,10 @@ class FakeRuntime:
             raise self.refuses("the NPU takes no such weights")
         return ScriptedSession([])
 
+    @staticmethod
+    def version() -> str:
+        return "fake 1.0"
+
 
 def prepared(monkeypatch: pytest.MonkeyPatch, folder: Path, runtime: FakeRuntime, *, named: bool) -> None:
     devices = (Device("NPU", "AI Boost", "NPU"), Device("CPU", "Core", "CPU"))

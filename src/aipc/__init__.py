@@ -10,10 +10,11 @@ if TYPE_CHECKING:
     from aipc.inventory import ListedDevice, devices
     from aipc.model import Model, load
     from aipc.prepare import convert
+    from aipc.verification.check import verify
 
 __version__ = "0.1.0"
 
-__all__ = ["ListedDevice", "Model", "__version__", "convert", "devices", "load"]
+__all__ = ["ListedDevice", "Model", "__version__", "convert", "devices", "load", "verify"]
 
 _HOMES = {
     "load": "aipc.model",
@@ -21,6 +22,7 @@ _HOMES = {
     "convert": "aipc.prepare",
     "devices": "aipc.inventory",
     "ListedDevice": "aipc.inventory",
+    "verify": "aipc.verification.check",
 }
 
 

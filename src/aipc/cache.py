@@ -3,6 +3,8 @@
 models/phi-3-mini/openvino-int4_sym_g128-1a2b3c4d/    a converted model, described by its aipc.json
 models/phi-3-mini/.partial-*                          a conversion under way, or what a crash left
 compiled/5e6f.../NPU-9a8b7c6d/                        what a device's compiler made of one model
+originals/0f1e2d3c4b5a6978.npz                        how a checkpoint scores a text, for `aipc verify`
+verdicts/5e6f.../CPU-1b2c3d4e.json                    what `aipc verify` found of one model on one device
 """
 
 from __future__ import annotations
@@ -108,6 +110,19 @@ def compiled_dir(folder: Path, *, device: str, driver: str, runtime_version: str
     """
     key = _hash8([device, driver, runtime_version, shapes])
     return _compiled_of(folder, _manifest(folder)) / f"{_word(device)}-{key}"
+
+
+def originals_dir() -> Path:
+    """Where the scores of checkpoints are kept."""
+    return cache_dir() / "originals"
+
+
+def verdict_path(folder: Path, *, device: str, driver: str, runtime_version: str) -> Path:
+    """Where the verdict on a converted folder is kept; the words are those of `compiled_dir`."""
+    model = _compiled_of(folder, _manifest(folder)).name
+    return (
+        cache_dir() / "verdicts" / model / f"{_word(device)}-{_hash8([device, driver, runtime_version])}.json"
+    )
 
 
 def entries() -> list[Entry]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from aipc import inventory, plan, prepare
+from aipc import inventory, plan, prepare, verdicts
 from aipc.errors import DeviceError, MissingExtraError, SchemeError, UsageError
 from aipc.longrope import Crossings
 from aipc.runtimes.base import Session
@@ -127,12 +127,16 @@ def _open(
     notes = session.notes
     if context_length is None and length < ready.context_length:
         notes += (f"memory holds a context of {length} of the model's {ready.context_length} tokens",)
+    warning = verdicts.warning(ready.folder, device, inventory.runtime_version(runtime))
+    if warning is not None:
+        notes += (warning,)
     return Model(
         ready.name,
         text,
         session,
         runtime=runtime.title,
         folder=ready.folder,
+        candidate=candidate,
         address=device.address,
         rope_border=ready.rope_border,
         notes=notes,
@@ -143,6 +147,7 @@ class Model:
     """Answers prompts on one device. Close it, or use it in a `with` block, to free the device.
 
     folder        what it was loaded from
+    candidate     the runtime and the device it was loaded for
     address       of the device that answers: of PCI or the LUID; None where the runtime does not say it
     rope_border   LongRoPE's factors change after so many tokens, or None
     notes         sentences about what was chosen, for people
@@ -157,6 +162,7 @@ class Model:
         runtime: str,
         folder: Path | None = None,
         address: str | None = None,
+        candidate: inventory.Candidate | None = None,
         load_s: float = 0.0,
         rope_border: int | None = None,
         notes: Iterable[str] = (),
@@ -167,6 +173,7 @@ class Model:
         self.runtime = runtime
         self.folder = folder
         self.address = address
+        self.candidate = candidate
         self.load_s = load_s
         self.notes = tuple(notes)
         self._crossings = Crossings(rope_border)

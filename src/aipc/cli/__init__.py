@@ -24,6 +24,7 @@ COMMANDS = {
     "serve": ("aipc.cli.serve", "answer OpenAI's and Ollama's clients, from models of this machine"),
     "devices": ("aipc.cli.devices", "list the processors here, and the words that reach them"),
     "doctor": ("aipc.cli.doctor", "find what is wrong with this machine, and what mends it"),
+    "verify": ("aipc.cli.verify", "what a converted folder lost against its original"),
     "models": ("aipc.cli.models", "list, verify, prepare and remove the models on this machine"),
 }
 

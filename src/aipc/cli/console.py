@@ -146,7 +146,9 @@ class SparseLines:
         self._next_s = self._clock() + SECONDS_BETWEEN_LINES
         speed, left_s = self._pace.bytes_per_s(), self._pace.left_s()
         parts = [
-            f"{100 * now.done_bytes // max(now.total_bytes, 1)} % of {size(now.total_bytes)}",
+            f"{100 * now.done_bytes // now.total_bytes} % of {size(now.total_bytes)}"
+            if now.total_bytes
+            else "",
             now.tensor,
             f"{size(speed)}/s" if speed else "",
             f"{left_s:.0f} s left" if left_s is not None else "",

@@ -1,0 +1,1 @@
+"""What a converted folder lost against the original, on the device that will answer."""
