@@ -32,7 +32,8 @@ from typing import Any
 
 import psutil
 
-from bench_runtime import Rates, memory_bandwidth
+from aipc.bench.machine import memory_bandwidth
+from bench_runtime import Rates
 from measuring import AIPC, folder_bytes, markdown_table, median_and_spread, versions, watch, write_record
 from peers import REQUIREMENTS, default_envs, peer_python
 

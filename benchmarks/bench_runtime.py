@@ -18,19 +18,18 @@ import argparse
 import contextlib
 import dataclasses
 import json
-import os
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from aipc.bench.machine import memory_bandwidth
 from measuring import markdown_table, spread, versions, watch, write_record
 from timing import Arrivals, Ask, ask_all, open_aipc
 
@@ -170,19 +169,6 @@ def costs_table(results: dict[str, list[dict[str, Any]]]) -> str:
         peak = max(one["watched"]["peak_tree_bytes"] for one in rounds)
         rows.append((name, f"{load:.1f}", f"{first:.1f}", f"{peak / 1e9:.2f}"))
     return markdown_table(("", "load s", "first token of first request s", "peak GB"), rows)
-
-
-def memory_bandwidth() -> float:
-    """Bytes a second that all cores together read from memory, best of five."""
-    cores = os.cpu_count() or 1
-    arrays = [np.ones(2**26, np.uint64) for _ in range(cores)]
-    seconds = []
-    with ThreadPoolExecutor(cores) as pool:
-        for _ in range(5):
-            start = time.perf_counter()
-            list(pool.map(np.max, arrays))
-            seconds.append(time.perf_counter() - start)
-    return sum(array.nbytes for array in arrays) / min(seconds)
 
 
 def ceiling(folder: Path) -> dict[str, float]:

@@ -22,6 +22,7 @@ from aipc.doctor import model, processors, software
 from aipc.errors import MissingExtraError, ModelNotFoundError
 from aipc.hardware import drivers, instructions, linux
 from aipc.inventory import Candidate
+from aipc.model_size import model_size
 from aipc.runtimes.base import ONNXRUNTIME, OPENVINO, Device
 from aipc.types import Check
 from machines import CPU_DEVICE, IGPU_DEVICE, NPU_DEVICE
@@ -233,7 +234,7 @@ def test_the_sizes_of_aliases_are_those_of_the_models() -> None:
         "phi-4": 14.66,
     }
     for name, expected in billions.items():
-        size = model._size(name)
+        size = model_size(name)
         assert size is not None
         assert size.download_bytes / 2e9 == pytest.approx(expected, abs=0.005), name
 

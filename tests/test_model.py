@@ -198,7 +198,7 @@ def prepared(monkeypatch: pytest.MonkeyPatch, folder: Path, runtime: FakeRuntime
     monkeypatch.setattr(plan, "make_plan", lambda *_, **__: plan.Plan(candidates, named=named))
     monkeypatch.setattr(aipc.model.prepare, "formats_of", lambda _: None)
     monkeypatch.setattr(inventory, "runtime_module", lambda _: runtime)
-    ready = prepare.ReadyModel("tiny", write_llama_style(folder))
+    ready = prepare.ReadyModel("demo", write_llama_style(folder))
     (folder / "config.json").write_text('{"max_position_embeddings": 64}', encoding="utf-8")
     (folder / "openvino_model.xml").write_text("<net/>", encoding="utf-8")
     monkeypatch.setattr(aipc.model.prepare, "ready_model", lambda *_, **__: ready)
@@ -208,7 +208,7 @@ def test_auto_passes_over_a_device_that_refuses_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prepared(monkeypatch, tmp_path, FakeRuntime(), named=False)
-    model = load("tiny")
+    model = load("demo")
     assert model.device == "CPU"
     assert model.notes == (
         "NPU with OpenVINO GenAI is passed over: the NPU takes no such weights",
@@ -220,5 +220,5 @@ def test_a_named_device_is_never_replaced(tmp_path: Path, monkeypatch: pytest.Mo
     runtime = FakeRuntime()
     prepared(monkeypatch, tmp_path, runtime, named=True)
     with pytest.raises(DeviceError, match="no such weights"):
-        load("tiny", device="NPU")
+        load("demo", device="NPU")
     assert runtime.asked == ["NPU"]

@@ -109,7 +109,7 @@ def compiled_dir(folder: Path, *, device: str, driver: str, runtime_version: str
     shapes    whatever else the compiled model depends on, such as "prompt 1024, answer 128"
     """
     key = _hash8([device, driver, runtime_version, shapes])
-    return _compiled_of(folder, _manifest(folder)) / f"{_word(device)}-{key}"
+    return _compiled_of(folder, _manifest(folder)) / f"{file_word(device)}-{key}"
 
 
 def originals_dir() -> Path:
@@ -263,7 +263,7 @@ def precision_word(recipe: Mapping[str, object]) -> str:
         group, ratio = recipe.get("group_size"), recipe.get("ratio", 1.0)
         precision += f"_g{group}" if isinstance(group, int) and group > 0 else ""
         precision += f"_r{ratio}" if ratio != 1.0 else ""
-    return _word(precision)
+    return file_word(precision)
 
 
 def bytes_below(folder: Path) -> int:
@@ -299,23 +299,24 @@ def _compiled_of(folder: Path, manifest: Manifest | None) -> Path:
 
 def _folder_word(identity: str, recipe: Mapping[str, object], runtime: str) -> str:
     key = _hash8([FORMAT, identity, dict(recipe), runtime])
-    return f"{_word(runtime)}-{precision_word(recipe)}-{key}"
+    return f"{file_word(runtime)}-{precision_word(recipe)}-{key}"
 
 
 def _model_word(name: str) -> str:
     """A folder's name for a model, the same for an alias and for the hub id behind it."""
     path = Path(name)
     if path.is_absolute() or name.startswith((".", "~")) or path.is_dir():
-        return _word(path.expanduser().resolve().name)
+        return file_word(path.expanduser().resolve().name)
     aliases = {repository.lower(): alias for alias, repository in ALIASES.items()}
     try:
         repository = repository_of(name)
     except ModelNotFoundError:
-        return _word(path.name)
-    return aliases.get(repository.lower(), _word(repository.replace("/", "--")))
+        return file_word(path.name)
+    return aliases.get(repository.lower(), file_word(repository.replace("/", "--")))
 
 
-def _word(text: str) -> str:
+def file_word(text: str) -> str:
+    """A text as part of a file's name."""
     return re.sub(r"[^\w.-]+", "-", text, flags=re.ASCII).strip("-.")[:64] or "model"
 
 

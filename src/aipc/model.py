@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from aipc import inventory, plan, prepare, verdicts
+from aipc import choice, inventory, plan, prepare, verdicts
 from aipc.errors import DeviceError, MissingExtraError, SchemeError, UsageError
 from aipc.longrope import Crossings
 from aipc.runtimes.base import Session
@@ -55,7 +55,7 @@ def load(
     """
     started = time.perf_counter()
     # Wrong words are found before anything is fetched.
-    chosen = plan.make_plan(device, runtime, exact=exact, formats=prepare.formats_of(source))
+    chosen = choice.choose(source, device, runtime, exact=exact, weight_format=weight_format).plan
     if fast_load:
         plan.require_fast_load(chosen)
     notes = list(chosen.notes)
@@ -207,6 +207,7 @@ class Model:
         response_format: Mapping[str, object] | None = None,
         raw: bool = False,
         monitor: Monitor | None = None,
+        ignore_eos: bool = False,
     ) -> Stream[Chunk]:
         """The answer, piece by piece; `close` stops the work, and so does `cancel`, from any thread.
 
@@ -218,6 +219,7 @@ class Model:
                          or {"type": "json_schema", "json_schema": {"schema": {...}}}; and {"type": "regex",
                          "pattern": "..."}. Cut short by max_new_tokens it is incomplete
         monitor          a running one: what it sees of the device is in the Stats
+        ignore_eos       go on after the end of text, as measurements do
         raises           UsageError for a value that cannot be, PromptTooLongError
         """
         sampling = Sampling(
@@ -227,7 +229,7 @@ class Model:
             top_k=top_k,
             repetition_penalty=repetition_penalty,
             seed=seed,
-            stop_ids=self.text.stop_ids,
+            stop_ids=frozenset() if ignore_eos else self.text.stop_ids,
             guidance=Guidance.parse(response_format),
         )
         stop_filter = StopFilter((stop,) if isinstance(stop, str) else stop)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from aipc import inventory, selectors
@@ -17,6 +17,10 @@ _CPU_PREFERENCE = (ONNXRUNTIME.name, OPENVINO.name)
 # A GPU's maker's own runtime goes first.
 _GPU_PREFERENCE = ("CUDA", "GPU", "DML")
 _WHY_CPU = "on a CPU it decodes faster than OpenVINO; --runtime openvino reads long prompts faster"
+
+
+# Puts what can be taken in order, and says why the first is the first, or "".
+Order = Callable[[Sequence[Candidate]], tuple[list[Candidate], str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,7 @@ def make_plan(
     *,
     exact: bool = False,
     formats: Collection[str] | None = None,
+    order: Order | None = None,
 ) -> Plan:
     """What to try for the words of a person; nothing is loaded yet.
 
@@ -45,6 +50,7 @@ def make_plan(
     runtime   None for every one that is installed
     exact     float32 arithmetic, which no NPU has, and ONNX Runtime only for weights that are not quantised
     formats   runtimes that the model's folder is for; None if it can be converted for any
+    order     None for the mission's
     raises    UsageError for an unknown runtime, or a word that names no kind of device or several devices
               here; DeviceError if there is no such device here; MissingExtraError
     """
@@ -66,15 +72,21 @@ def make_plan(
             raise UsageError(
                 "no NPU computes in float32, which exact asks for", hint="take the CPU: --device CPU"
             )
-    ordered = tuple(sorted(fitting, key=_rank))
-    if not ordered:
+    if not fitting:
         raise DeviceError("no runtime reaches a device here", hint='pip install "aipc[openvino]"')
+    ordered, why = (order or mission_order)(fitting)
+    if runtime is None and why:
+        notes.append(why)
+    return Plan(tuple(ordered), selector is not None, tuple(notes))
+
+
+def mission_order(items: Sequence[Candidate]) -> tuple[list[Candidate], str]:
+    """NPU, discrete GPU, integrated GPU, CPU; and why the first runtime is taken, where that needs a word."""
+    ordered = sorted(items, key=_rank)
     chosen_for_speed = (
         len(ordered) > 1 and ordered[0].runtime is ONNXRUNTIME and ordered[0].device.kind == "CPU"
     )
-    if runtime is None and chosen_for_speed:
-        notes.append(f"{ONNXRUNTIME.title} is taken: {_WHY_CPU}")
-    return Plan(ordered, selector is not None, tuple(notes))
+    return ordered, f"{ONNXRUNTIME.title} is taken: {_WHY_CPU}" if chosen_for_speed else ""
 
 
 def require_fast_load(plan: Plan) -> None:

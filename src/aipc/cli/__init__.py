@@ -22,6 +22,8 @@ COMMANDS = {
     "convert": ("aipc.cli.convert", "convert a checkpoint once, for later runs or other programs"),
     "compile": ("aipc.cli.compile", "compile a model for an NPU before it gets there"),
     "serve": ("aipc.cli.serve", "answer OpenAI's and Ollama's clients, from models of this machine"),
+    "bench": ("aipc.cli.bench", "measure every device and runtime here, and say which to take"),
+    "plan": ("aipc.cli.plan", "say which device and runtime a model takes and why, or pin a choice"),
     "devices": ("aipc.cli.devices", "list the processors here, and the words that reach them"),
     "doctor": ("aipc.cli.doctor", "find what is wrong with this machine, and what mends it"),
     "verify": ("aipc.cli.verify", "what a converted folder lost against its original"),

@@ -103,6 +103,28 @@ def progress(title: str) -> Iterator[Callable[[Progress], None]]:
         yield SparseLines(note, time.monotonic)
 
 
+@contextmanager
+def steps(title: str) -> Iterator[Callable[[int, int, str], None]]:
+    """Show on stderr which of so many steps are done: a bar on a terminal, elsewhere a line a step.
+
+    Nothing is drawn between two calls: what is measured there has the machine for itself.
+    """
+    if not is_terminal(sys.stderr):
+        note(title)
+        yield lambda done, total, words: note(f"{done} of {total} · {words}")
+        return
+    from rich import progress as bars
+
+    columns = (bars.TextColumn("{task.description}"), bars.BarColumn(24), bars.MofNCompleteColumn())
+    with bars.Progress(*columns, console=_console(), transient=True, auto_refresh=False) as display:
+        task = display.add_task(title, total=None)
+
+        def update(done: int, total: int, words: str) -> None:
+            display.update(task, description=words, completed=done, total=total, refresh=True)
+
+        yield update
+
+
 class Pace:
     """The speed of a work and what is left of it, from the reports so far."""
 

@@ -74,6 +74,11 @@ class Text:
             eos_ids.append(eos)
         return cls(tokenizer, read_chat_template(folder, config, named), eos_ids, named)
 
+    @property
+    def vocab_size(self) -> int:
+        """How many ids mean something."""
+        return self._tokenizer.get_vocab_size()
+
     def encode(self, text: str) -> list[int]:
         """The ids of a text as it stands, with special tokens read as such, no template.
 
