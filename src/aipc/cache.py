@@ -120,9 +120,8 @@ def originals_dir() -> Path:
 def verdict_path(folder: Path, *, device: str, driver: str, runtime_version: str) -> Path:
     """Where the verdict on a converted folder is kept; the words are those of `compiled_dir`."""
     model = _compiled_of(folder, _manifest(folder)).name
-    return (
-        cache_dir() / "verdicts" / model / f"{_word(device)}-{_hash8([device, driver, runtime_version])}.json"
-    )
+    key = _hash8([device, driver, runtime_version])
+    return cache_dir() / "verdicts" / model / f"{file_word(device)}-{key}.json"
 
 
 def entries() -> list[Entry]:
