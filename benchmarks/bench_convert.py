@@ -71,6 +71,7 @@ class Tool:
 
 TOOLS = (
     Tool("aipc", ("convert", "{checkpoint}", *SCHEME, "{out}")),
+    Tool("aipc rtn", ("convert", "{checkpoint}", *SCHEME, "--quant-method", "rtn", "{out}")),
     Tool(
         "optimum-cli",
         (

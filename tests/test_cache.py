@@ -99,6 +99,7 @@ def test_another_revision_recipe_runtime_or_content_is_another_folder(
         cache.converted_folder(snapshot(tmp_path), RECIPE),
         cache.converted_folder(Source("phi-3-mini", tmp_path, "checkpoint", "f" * 40), RECIPE),
         cache.converted_folder(snapshot(tmp_path), RECIPE | {"ratio": 0.9}),
+        cache.converted_folder(snapshot(tmp_path), RECIPE | {"quant_method": "mse"}),
         cache.converted_folder(snapshot(tmp_path), RECIPE, runtime="onnxruntime"),
         cache.converted_folder(local, RECIPE),
     ]

@@ -199,6 +199,7 @@ def test_convert_says_the_folder_on_stdout(run: Callable[..., Any], tmp_path: Pa
         "group_size": None,
         "sym": True,
         "ratio": 1.0,
+        "quant_method": "mse",
         "revision": None,
     }
     first, last = err.splitlines()

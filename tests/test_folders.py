@@ -42,7 +42,7 @@ def by_aipc(tmp_path_factory: pytest.TempPathFactory, tokenizer: Path) -> Path:
     """The checkpoint behind OPTIMUM_FOLDER, converted here by the same words."""
     folder = tmp_path_factory.mktemp("by-aipc")
     write_checkpoint(folder / "checkpoint", TINY, dtype="F16", tokenizer_from=tokenizer, **OPTIMUM_SHAPE)
-    return aipc.convert(folder / "checkpoint", folder / "out", group_size=64)
+    return aipc.convert(folder / "checkpoint", folder / "out", group_size=64, quant_method="rtn")
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ import pytest
 from aipc.conversion import convert as conversion
 from aipc.conversion import openvino_ir
 from aipc.conversion.checkpoint import Checkpoint
-from aipc.conversion.convert import convert_checkpoint, write_weights
+from aipc.conversion.convert import QUANTIZERS, convert_checkpoint, write_weights
 from aipc.conversion.genai_config import CONFIG_FILE, write_genai_config
 from aipc.conversion.onnx_genai import DATA_FILE, FACTORS_MODEL_FILE, MODEL_FILE, OnnxWriter
 from aipc.conversion.onnx_graph import LONG_FACTORS, OPSET
@@ -94,7 +94,7 @@ class Written:
         for spec in self.config.weights():
             scheme = self.recipe.scheme_for(spec)
             weight = self.weights[spec.name]
-            stored[spec.name] = dequantize(quantize(weight, scheme)) if scheme else weight
+            stored[spec.name] = dequantize(QUANTIZERS[self.recipe.quant_method](weight, scheme))
         return ReferenceSession(self.config, stored)
 
     def exact(self) -> None:

@@ -13,9 +13,9 @@ import pytest
 from openvino._offline_transformations import paged_attention_transformation
 
 from aipc.conversion.checkpoint import Checkpoint
-from aipc.conversion.convert import write_weights
+from aipc.conversion.convert import QUANTIZERS, write_weights
 from aipc.conversion.openvino_ir import MODEL_FILE, WEIGHTS_FILE, OpenVINOWriter
-from aipc.conversion.quantize import dequantize, quantize
+from aipc.conversion.quantize import dequantize
 from aipc.conversion.recipe import Recipe, make_recipe
 from aipc.phi3 import Phi3Config
 from aipc.runtimes.openvino_factors import folder_with_factors, has_factors
@@ -78,7 +78,7 @@ class Written:
         for spec in self.config.weights():
             scheme = self.recipe.scheme_for(spec)
             weight = self.weights[spec.name]
-            stored[spec.name] = dequantize(quantize(weight, scheme)) if scheme else weight
+            stored[spec.name] = dequantize(QUANTIZERS[self.recipe.quant_method](weight, scheme))
         return ReferenceSession(self.config, stored)
 
     def logits(self, *pieces: list[int]) -> np.ndarray:

@@ -24,6 +24,7 @@ DEFAULT_RECIPE: Mapping[str, object] = {
     "group_size": None,
     "sym": True,
     "ratio": 1.0,
+    "quant_method": "mse",
 }
 
 
@@ -147,6 +148,7 @@ def convert(  # noqa: PLR0917 - the names and their order are optimum-cli's
     *,
     target: str = "cpu",
     revision: str | None = None,
+    quant_method: str = "mse",
 ) -> Path:
     """Quantise a checkpoint and write it as a folder for a runtime. No torch, a few blocks of memory.
 
@@ -160,6 +162,7 @@ def convert(  # noqa: PLR0917 - the names and their order are optimum-cli's
     progress      called often, from this thread
     target        whose kernels an ONNX folder is for: "cpu", "cuda" or "dml"
     revision      of a hub repository: branch, tag or commit
+    quant_method  of int4: "mse" fits the scales to the weights, "rtn" rounds to nearest as NNCF does
     raises        ModelNotFoundError, CheckpointError, UnsupportedModelError, SchemeError, StorageError,
                   UsageError; nothing is left of `out` then
     """
@@ -187,6 +190,7 @@ def convert(  # noqa: PLR0917 - the names and their order are optimum-cli's
         group_size=group_size,
         sym=sym,
         ratio=ratio,
+        quant_method=quant_method,
         progress=progress,
     )
     for note in recipe.notes:

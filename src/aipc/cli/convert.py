@@ -66,6 +66,13 @@ def add_arguments(parser: ArgumentParser) -> None:
         metavar="R",
         help="share of int4, the rest being int8; NPUs want 1.0 (default: 1.0)",
     )
+    group.add_argument(
+        "--quant-method",
+        choices=["mse", "rtn"],
+        default="mse",
+        help="how int4 weights are rounded: mse, the scales with the least squared error (default), or rtn, "
+        "to the nearest by the range of each group, which gives optimum-cli's weights bit for bit",
+    )
     group = parser.add_argument_group("accepted, because lines for optimum-cli have them")
     group.add_argument("--task", choices=[TASK], default=TASK, help="what is converted anyway")
     group.add_argument(
@@ -92,6 +99,7 @@ def run(args: Namespace) -> int:
             group_size=args.group_size,
             sym=args.sym is not False,
             ratio=args.ratio,
+            quant_method=args.quant_method,
             revision=args.revision,
             progress=progress,
         )

@@ -15,6 +15,7 @@ from aipc.conversion.folder import refuse_taken, staged_folder
 from aipc.conversion.formats import Format, Writer, formats_named
 from aipc.conversion.quantize import quantize
 from aipc.conversion.recipe import Recipe, is_ranked, make_recipe, sensitivity
+from aipc.conversion.scale_search import quantize_least_squares
 from aipc.conversion.threads import in_threads
 from aipc.errors import SchemeError
 from aipc.manifest import Manifest, SourceRecord, fingerprint, hash_files
@@ -24,6 +25,8 @@ from aipc.types import Progress
 
 # About what a core's cache holds; also what bounds the memory of a conversion.
 BLOCK_ELEMENTS = 2**20
+
+QUANTIZERS = {"rtn": quantize, "mse": quantize_least_squares}
 
 _TEXT_FILES = (
     "config.json",
@@ -61,6 +64,7 @@ def convert_checkpoint(
     group_size: int | None = None,
     sym: bool = True,
     ratio: float = 1.0,
+    quant_method: str = "mse",
     progress: Callable[[Progress], None] | None = None,
 ) -> Recipe:
     """Write the checkpoint in `checkpoint_folder` as a folder at `out`, or as one in it for each format.
@@ -82,7 +86,13 @@ def convert_checkpoint(
     mixed = weight_format == "int4" and 0.0 < ratio < 1.0
     scores = _sensitivities(checkpoint, config) if mixed else None
     recipe = make_recipe(
-        config, weight_format=weight_format, group_size=group_size, sym=sym, ratio=ratio, scores=scores
+        config,
+        weight_format=weight_format,
+        group_size=group_size,
+        sym=sym,
+        ratio=ratio,
+        quant_method=quant_method,
+        scores=scores,
     )
     with staged_folder(out, sum(kind.nbytes(config, recipe) for kind in formats)) as staging:
         folders = [staging / kind.word if len(formats) > 1 else staging for kind in formats]
@@ -109,11 +119,12 @@ def write_weights(
     progress: Callable[[Progress], None] | None = None,
 ) -> None:
     """Bring every weight of the checkpoint, quantised once, into every writer."""
+    quantizer = QUANTIZERS[recipe.quant_method]
 
     def carry(block: Block) -> Block:
         weight = checkpoint.read(block.spec.name, block.rows)
         try:
-            packed = quantize(weight, recipe.scheme_for(block.spec))
+            packed = quantizer(weight, recipe.scheme_for(block.spec))
         except SchemeError as exc:
             raise SchemeError(f"{block.spec.name}: {exc.message}", exc.hint) from exc
         for writer in writers:

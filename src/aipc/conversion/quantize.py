@@ -1,4 +1,4 @@
-"""Weights to small integers and back, by the rules of NNCF's INT4 and INT8 modes, bit for bit.
+"""Weights to small integers and back: schemes, sizes, and NNCF's INT4 and INT8 rules, bit for bit.
 
     symmetric    w ~ scale * code              the scale carries a sign, the codes are signed
     asymmetric   w ~ scale * (code - zero)     the codes are unsigned
@@ -64,6 +64,12 @@ class Scheme:
             return "fp16"
         group = "" if self.group_size == CHANNEL_WISE else f"_g{self.group_size}"
         return f"int{self.bits}_{'sym' if self.symmetric else 'asym'}{group}"
+
+    @property
+    def code_range(self) -> tuple[int, int]:
+        """The smallest and the largest code."""
+        half = 2 ** (self.bits - 1)
+        return (-half, half - 1) if self.symmetric else (0, 2 * half - 1)
 
     def groups(self, inputs: int) -> int:
         """How many scales a row of `inputs` numbers has.
@@ -150,12 +156,22 @@ def quantize(weight: np.ndarray, scheme: Scheme | None) -> Packed:
         return Packed(weight, None, None, None)
     if scheme.bits == 16:
         return Packed(_to_float16(weight), None, None, scheme)
-    levels, scale, zero = _quantize_groups(_split(weight, scheme), scheme)
-    rows = len(weight)
-    codes = levels.astype(np.int8 if scheme.symmetric else np.uint8).reshape(weight.shape)
+    levels, scale, zero = _quantize_groups(split_groups(weight, scheme), scheme)
+    return pack(levels, scale, zero, scheme, weight.shape)
+
+
+def pack(
+    levels: np.ndarray, scale: np.ndarray, zero: np.ndarray | None, scheme: Scheme, shape: tuple[int, ...]
+) -> Packed:
+    """The codes, scales and zero points of all groups of a matrix of `shape`, in the types that are stored.
+
+    levels   [n, size]; scale and zero [n, 1]; all of any type
+    raises   SchemeError for a scale that is out of float16's reach
+    """
+    rows = shape[0]
     return Packed(
-        codes,
-        _scale_to_float16(scale).reshape(rows, -1),
+        levels.astype(np.int8 if scheme.symmetric else np.uint8, copy=False).reshape(shape),
+        scale_to_float16(scale).reshape(rows, -1),
         None if zero is None else zero.astype(np.uint8).reshape(rows, -1),
         scheme,
     )
@@ -180,7 +196,7 @@ def row_errors(weight: np.ndarray, scheme: Scheme) -> np.ndarray:
     scheme   of 8 or 4 bits
     raises   SchemeError if the group size does not divide `in`; CheckpointError as `quantize`
     """
-    groups = _split(weight, scheme)
+    groups = split_groups(weight, scheme)
     levels, scale, zero = _quantize_groups(groups, scheme)
     if zero is not None:
         levels -= zero
@@ -212,31 +228,40 @@ def unpack_nibbles(packed: np.ndarray, shape: tuple[int, ...], *, signed: bool) 
     return (codes ^ 8).view(np.int8) - np.int8(8) if signed else codes
 
 
-def _split(weight: np.ndarray, scheme: Scheme) -> np.ndarray:
+def split_groups(weight: np.ndarray, scheme: Scheme) -> np.ndarray:
+    """The numbers of each scale in a row of their own, [n, size], without a copy where there can be.
+
+    raises   SchemeError if the group size does not divide a row
+    """
     rows, inputs = weight.shape
     return np.ascontiguousarray(weight).reshape(rows * scheme.groups(inputs), -1)
 
 
-def _quantize_groups(groups: np.ndarray, scheme: Scheme) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Codes of each group [n, size] still as float32, its scale [n, 1] float32 and zero point [n, 1]."""
+def range_scales(groups: np.ndarray, scheme: Scheme) -> tuple[np.ndarray, np.ndarray | None]:
+    """The scale of each group [n, size] by the range of its numbers, and its zero point, both [n, 1] float32.
+
+    raises   CheckpointError if a weight is NaN or infinite
+    """
     low, high = _extremes(groups)
     if scheme.symmetric:
-        bottom, top = -(2 ** (scheme.bits - 1)), 2 ** (scheme.bits - 1) - 1
-        scale = np.where(np.abs(low) >= high, np.abs(low), -high) / np.float32(-bottom)
+        scale = np.where(np.abs(low) >= high, np.abs(low), -high) / np.float32(2 ** (scheme.bits - 1))
     else:
-        bottom, top = 0, 2**scheme.bits - 1
         low, high = np.minimum(low, 0), np.maximum(high, 0)
         with np.errstate(over="ignore"):  # an infinite scale is refused with the float16 ones
-            scale = (high - low) / np.float32(top)
+            scale = (high - low) / np.float32(2**scheme.bits - 1)
     scale[np.abs(scale) < _MIN_SCALE] = _MIN_SCALE
-    zero = None
-    if not scheme.symmetric:
-        zero = np.clip(-np.rint(low / scale), bottom, top)
+    zero = None if scheme.symmetric else np.clip(-np.rint(low / scale), *scheme.code_range)
+    return scale, zero
+
+
+def _quantize_groups(groups: np.ndarray, scheme: Scheme) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Codes of each group [n, size] still as float32, its scale [n, 1] float32 and zero point [n, 1]."""
+    scale, zero = range_scales(groups, scheme)
     levels = groups / scale
     if zero is not None:
         levels += zero
     np.rint(levels, out=levels)
-    np.clip(levels, bottom, top, out=levels)
+    np.clip(levels, *scheme.code_range, out=levels)
     return levels, scale, zero
 
 
@@ -266,7 +291,11 @@ def _extremes(groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return low[:, None], high[:, None]
 
 
-def _scale_to_float16(scale: np.ndarray) -> np.ndarray:
+def scale_to_float16(scale: np.ndarray) -> np.ndarray:
+    """Scales as they are stored.
+
+    raises   SchemeError for one that is out of float16's reach
+    """
     with np.errstate(over="ignore"):
         rounded = scale.astype(np.float16)
     if not np.isfinite(rounded).all():

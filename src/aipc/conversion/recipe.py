@@ -23,6 +23,7 @@ from aipc.phi3 import Phi3Config, Role, WeightSpec
 
 WEIGHT_FORMATS = ("int4", "int8", "fp16")
 DEFAULT_GROUP_SIZE = GROUP_SIZES[0]
+QUANT_METHODS = ("mse", "rtn")
 
 # An int4 conversion keeps these at 8 bits: NNCF's rule for the embedding and the last matrix.
 _ALWAYS_INT8 = {Role.EMBEDDING, Role.HEAD}
@@ -33,6 +34,7 @@ class Recipe:
     """What becomes of every weight of a model.
 
     group_size     of the 4-bit matrices, or of most of them where the notes say so; -1 otherwise
+    quant_method   of the 4-bit matrices; "rtn" where there are none
     int8_weights   names of the matrices that a ratio below 1 leaves at 8 bits
     notes          what was decided for the user, a sentence each
     """
@@ -41,6 +43,7 @@ class Recipe:
     sym: bool
     group_size: int
     ratio: float
+    quant_method: str = "rtn"
     int8_weights: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
 
@@ -67,6 +70,7 @@ class Recipe:
             "sym": self.sym,
             "group_size": self.group_size,
             "ratio": self.ratio,
+            "quant_method": self.quant_method,
             "int8_weights": sorted(self.int8_weights),
             "notes": list(self.notes),
         }
@@ -79,6 +83,7 @@ def make_recipe(
     group_size: int | None = None,
     sym: bool = True,
     ratio: float = 1.0,
+    quant_method: str = "mse",
     scores: Mapping[str, float] | None = None,
 ) -> Recipe:
     """Decide what becomes of every weight of a model, in optimum-cli's words.
@@ -90,6 +95,8 @@ def make_recipe(
     ratio           share of the 4-bit matrices' numbers that becomes 4 bits; the others become int8
                     asymmetric, those that lose most by 8 bits first into 4, as NNCF's data-free
                     criterion has it
+    quant_method    of the 4-bit matrices. "rtn": each number to the nearest code, the scale by the range
+                    of its group, as NNCF does without data. "mse": the scale with the least squared error
     scores          `sensitivity` of each matrix that `is_ranked`, by name; read where ratio < 1
     raises          UsageError for a word or number that does not exist; SchemeError if the group
                     size that was asked for does not divide a matrix
@@ -103,6 +110,10 @@ def make_recipe(
             f"the ratio is {ratio}; it must be above 0 and at most 1",
             hint="to have no 4-bit weights take int8: --weight-format int8",
         )
+    if quant_method not in QUANT_METHODS:
+        raise UsageError(
+            f"the quantisation method {quant_method!r} does not exist; possible: {', '.join(QUANT_METHODS)}"
+        )
     if weight_format != "int4":
         return _uniform(weight_format, group_size, sym, ratio)
     matrices = [spec for spec in config.weights() if is_ranked(spec)]
@@ -112,7 +123,7 @@ def make_recipe(
     else:
         _require_divisible(matrices, Scheme(4, sym, group_size))
     int8_weights = _int8_by_ratio(matrices, ratio, scores) if ratio < 1.0 else frozenset[str]()
-    return Recipe(weight_format, sym, group_size, ratio, int8_weights, notes)
+    return Recipe(weight_format, sym, group_size, ratio, quant_method, int8_weights, notes)
 
 
 def is_ranked(spec: WeightSpec) -> bool:
