@@ -200,6 +200,7 @@ def test_convert_says_the_folder_on_stdout(run: Callable[..., Any], tmp_path: Pa
         "sym": True,
         "ratio": 1.0,
         "quant_method": "mse",
+        "dataset": None,
         "revision": None,
     }
     first, last = err.splitlines()

@@ -149,6 +149,7 @@ def convert(  # noqa: PLR0917 - the names and their order are optimum-cli's
     target: str = "cpu",
     revision: str | None = None,
     quant_method: str = "mse",
+    dataset: str | Path | None = None,
 ) -> Path:
     """Quantise a checkpoint and write it as a folder for a runtime. No torch, a few blocks of memory.
 
@@ -162,7 +163,9 @@ def convert(  # noqa: PLR0917 - the names and their order are optimum-cli's
     progress      called often, from this thread
     target        whose kernels an ONNX folder is for: "cpu", "cuda" or "dml"
     revision      of a hub repository: branch, tag or commit
-    quant_method  of int4: "mse" fits the scales to the weights, "rtn" rounds to nearest as NNCF does
+    quant_method  of int4: "mse" fits the scales to the weights; "rtn" rounds to nearest as NNCF does; "gptq"
+                  also chooses the codes by what the model computes with them on a text, in minutes
+    dataset       of "gptq": a UTF-8 text file; None for the text that comes with aipc
     raises        ModelNotFoundError, CheckpointError, UnsupportedModelError, SchemeError, StorageError,
                   UsageError; nothing is left of `out` then
     """
@@ -191,6 +194,7 @@ def convert(  # noqa: PLR0917 - the names and their order are optimum-cli's
         sym=sym,
         ratio=ratio,
         quant_method=quant_method,
+        dataset=None if dataset is None else Path(dataset),
         progress=progress,
     )
     for note in recipe.notes:

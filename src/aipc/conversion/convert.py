@@ -10,14 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aipc import __version__
+from aipc.conversion.calibration import Calibration, read_calibration
 from aipc.conversion.checkpoint import Checkpoint
 from aipc.conversion.folder import refuse_taken, staged_folder
 from aipc.conversion.formats import Format, Writer, formats_named
-from aipc.conversion.quantize import quantize
+from aipc.conversion.gptq import CalibratedWeights
+from aipc.conversion.quantize import Packed, quantize
 from aipc.conversion.recipe import Recipe, is_ranked, make_recipe, sensitivity
 from aipc.conversion.scale_search import quantize_least_squares
 from aipc.conversion.threads import in_threads
-from aipc.errors import SchemeError
+from aipc.decoder import Decoder, forward
+from aipc.errors import SchemeError, UsageError
 from aipc.manifest import Manifest, SourceRecord, fingerprint, hash_files
 from aipc.phi3 import Phi3Config, WeightSpec, read_json_object
 from aipc.text import Text
@@ -26,7 +29,8 @@ from aipc.types import Progress
 # About what a core's cache holds; also what bounds the memory of a conversion.
 BLOCK_ELEMENTS = 2**20
 
-QUANTIZERS = {"rtn": quantize, "mse": quantize_least_squares}
+# Of row blocks that need nothing else; the 4-bit matrices of gptq are quantised where their inputs are known.
+QUANTIZERS = {"rtn": quantize, "mse": quantize_least_squares, "gptq": quantize}
 
 _TEXT_FILES = (
     "config.json",
@@ -65,6 +69,7 @@ def convert_checkpoint(
     sym: bool = True,
     ratio: float = 1.0,
     quant_method: str = "mse",
+    dataset: Path | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Recipe:
     """Write the checkpoint in `checkpoint_folder` as a folder at `out`, or as one in it for each format.
@@ -73,6 +78,7 @@ def convert_checkpoint(
     to               the formats, such as ("openvino", "onnx"); one is written as `out` itself, several
                      as whole folders of their names in `out`, from one reading and one quantisation
     target           whose kernels an ONNX folder is for: "cpu", "cuda" or "dml"
+    dataset          a text file for "gptq"; None for the text that comes with aipc
     progress         called after every block, from this thread
     returns          the recipe, whose notes say what was decided
     raises           UsageError, CheckpointError, UnsupportedModelError, SchemeError, StorageError,
@@ -80,6 +86,10 @@ def convert_checkpoint(
     """
     refuse_taken(out)
     formats = formats_named(to, target)
+    if dataset is not None and quant_method != "gptq":
+        raise UsageError(
+            f"a text is for gptq; {quant_method} reads none", hint="--quant-method gptq, or no --dataset"
+        )
     config = Phi3Config.read(checkpoint_folder)
     checkpoint = Checkpoint.open(checkpoint_folder)
     checkpoint.require(config.weights())
@@ -94,6 +104,7 @@ def convert_checkpoint(
         quant_method=quant_method,
         scores=scores,
     )
+    calibration = read_calibration(checkpoint_folder, config, dataset) if quant_method == "gptq" else None
     with staged_folder(out, sum(kind.nbytes(config, recipe) for kind in formats)) as staging:
         folders = [staging / kind.word if len(formats) > 1 else staging for kind in formats]
         _write_texts(checkpoint_folder, config, formats, folders)
@@ -103,10 +114,10 @@ def convert_checkpoint(
                 for kind, folder in zip(formats, folders, strict=True)
             )
             writers = [stack.enter_context(closing(writer)) for writer in opened]
-            write_weights(checkpoint, config, recipe, writers, progress)
+            write_weights(checkpoint, config, recipe, writers, progress, calibration=calibration)
         source = SourceRecord(name, revision, fingerprint(checkpoint_folder, revision=revision))
         for kind, folder, files in zip(formats, folders, in_threads(hash_files, folders), strict=True):
-            words = recipe.describe() | kind.details
+            words = recipe.describe() | kind.details | (calibration.describe() if calibration else {})
             Manifest(source, words, kind.runtime, files, __version__).write(folder)
     return recipe
 
@@ -117,9 +128,15 @@ def write_weights(
     recipe: Recipe,
     writers: Sequence[Writer],
     progress: Callable[[Progress], None] | None = None,
+    *,
+    calibration: Calibration | None = None,
 ) -> None:
-    """Bring every weight of the checkpoint, quantised once, into every writer."""
+    """Bring every weight of the checkpoint, quantised once, into every writer.
+
+    calibration   for "gptq"
+    """
     quantizer = QUANTIZERS[recipe.quant_method]
+    sink = _Sink(checkpoint, config, writers, progress)
 
     def carry(block: Block) -> Block:
         weight = checkpoint.read(block.spec.name, block.rows)
@@ -127,16 +144,48 @@ def write_weights(
             packed = quantizer(weight, recipe.scheme_for(block.spec))
         except SchemeError as exc:
             raise SchemeError(f"{block.spec.name}: {exc.message}", exc.hint) from exc
-        for writer in writers:
-            writer.add(block.spec, block.rows.start, packed)
+        sink.add(block.spec, block.rows.start, packed)
         return block
 
-    total = sum(checkpoint.tensors[spec.name].nbytes for spec in config.weights())
-    done = 0
-    for block in in_threads(carry, _blocks(config.weights())):
-        done += checkpoint.tensors[block.spec.name].nbytes * block.elements // block.spec.elements
-        if progress is not None:
-            progress(Progress(block.spec.name, done, total))
+    alone = [spec for spec in config.weights() if not (calibration and recipe.is_4_bit(spec))]
+    for block in in_threads(carry, _blocks(alone)):
+        sink.count(block)
+    if calibration:
+
+        def take(spec: WeightSpec, row: int, packed: Packed) -> None:
+            sink.add(spec, row, packed)
+            sink.count(Block(spec, slice(row, row + len(packed.codes))))
+
+        weights = CalibratedWeights(checkpoint, config, recipe, take)
+        for _ in forward(Decoder(config, weights), calibration.sequences):
+            pass
+
+
+class _Sink:
+    """Where quantised rows go, and the count of them."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        config: Phi3Config,
+        writers: Sequence[Writer],
+        progress: Callable[[Progress], None] | None,
+    ) -> None:
+        self._writers = writers
+        self._nbytes = {spec.name: checkpoint.tensors[spec.name].nbytes for spec in config.weights()}
+        self._progress = progress
+        self._done = 0
+
+    def add(self, spec: WeightSpec, row: int, packed: Packed) -> None:
+        """Give rows to every writer; from any thread."""
+        for writer in self._writers:
+            writer.add(spec, row, packed)
+
+    def count(self, block: Block) -> None:
+        """Report rows that were added; from the thread that asked for the conversion."""
+        self._done += self._nbytes[block.spec.name] * block.elements // block.spec.elements
+        if self._progress is not None:
+            self._progress(Progress(block.spec.name, self._done, sum(self._nbytes.values())))
 
 
 def _blocks(specs: Iterable[WeightSpec]) -> Iterator[Block]:

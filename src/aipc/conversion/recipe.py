@@ -23,7 +23,7 @@ from aipc.phi3 import Phi3Config, Role, WeightSpec
 
 WEIGHT_FORMATS = ("int4", "int8", "fp16")
 DEFAULT_GROUP_SIZE = GROUP_SIZES[0]
-QUANT_METHODS = ("mse", "rtn")
+QUANT_METHODS = ("mse", "rtn", "gptq")
 
 # An int4 conversion keeps these at 8 bits: NNCF's rule for the embedding and the last matrix.
 _ALWAYS_INT8 = {Role.EMBEDDING, Role.HEAD}
@@ -58,6 +58,11 @@ class Recipe:
         if spec.role in _ALWAYS_INT8 or spec.name in self.int8_weights:
             return INT8_ASYM
         return Scheme(4, self.sym, _fitting(self.group_size, spec.shape[1]))
+
+    def is_4_bit(self, spec: WeightSpec) -> bool:
+        """Whether a weight is stored in 4 bits."""
+        scheme = self.scheme_for(spec)
+        return scheme is not None and scheme.bits == 4
 
     def nbytes(self, specs: Iterable[WeightSpec]) -> int:
         """What the weights take when they are stored."""
@@ -96,7 +101,8 @@ def make_recipe(
                     asymmetric, those that lose most by 8 bits first into 4, as NNCF's data-free
                     criterion has it
     quant_method    of the 4-bit matrices. "rtn": each number to the nearest code, the scale by the range
-                    of its group, as NNCF does without data. "mse": the scale with the least squared error
+                    of its group, as NNCF does without data. "mse": the scale with the least squared error.
+                    "gptq": its scales, and codes that mend each other's errors on a text
     scores          `sensitivity` of each matrix that `is_ranked`, by name; read where ratio < 1
     raises          UsageError for a word or number that does not exist; SchemeError if the group
                     size that was asked for does not divide a matrix
@@ -113,6 +119,11 @@ def make_recipe(
     if quant_method not in QUANT_METHODS:
         raise UsageError(
             f"the quantisation method {quant_method!r} does not exist; possible: {', '.join(QUANT_METHODS)}"
+        )
+    if weight_format != "int4" and quant_method == "gptq":
+        raise UsageError(
+            f"gptq quantises to 4 bits; {weight_format} has no 4-bit weights",
+            hint="take int4: --weight-format int4",
         )
     if weight_format != "int4":
         return _uniform(weight_format, group_size, sym, ratio)

@@ -8,6 +8,7 @@ from importlib import resources
 from pathlib import Path
 
 from aipc.errors import UsageError
+from aipc.text.file import read_text_file
 
 # A step of decoding for each: so many scores are compared in a passage.
 FOLLOWING_TOKENS = 64
@@ -17,7 +18,6 @@ SHORTEST = 16
 _USUAL_LENGTHS = (128, 512, 2048)
 # The shortest length is read at so many places, as a text's beginning says little of the rest.
 _PLACES = 4
-_MAX_TEXT_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,16 +45,7 @@ def read_text(path: Path | None) -> str:
     """
     if path is None:
         return resources.files("aipc.verification").joinpath("text.txt").read_text(encoding="utf-8")
-    try:
-        with path.open("rb") as file:
-            data = file.read(_MAX_TEXT_BYTES + 1)
-        if len(data) > _MAX_TEXT_BYTES:
-            raise UsageError(f"{path} is larger than {_MAX_TEXT_BYTES >> 20} MB", hint="give a part of it")
-        return data.decode("utf-8-sig")
-    except OSError as exc:
-        raise UsageError(f"{path} cannot be read: {exc.strerror or exc}") from exc
-    except UnicodeDecodeError as exc:
-        raise UsageError(f"{path} is no UTF-8 text: {exc.reason} at byte {exc.start}") from exc
+    return read_text_file(path)
 
 
 def make_passages(
