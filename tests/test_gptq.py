@@ -1,0 +1,241 @@
+"""Error feedback: what it promises for the outputs, the order of things, and bad input."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import aipc
+from aipc import demo
+from aipc.conversion import gptq
+from aipc.conversion.calibration import read_calibration
+from aipc.conversion.checkpoint import Checkpoint
+from aipc.conversion.convert import write_weights
+from aipc.conversion.gptq import feedback_of, quantize_with_feedback
+from aipc.conversion.quantize import Packed, Scheme, dequantize
+from aipc.conversion.recipe import Recipe, make_recipe
+from aipc.conversion.scale_search import quantize_least_squares
+from aipc.decoder import ArrayWeights, Decoder, forward
+from aipc.errors import UsageError
+from aipc.manifest import Manifest
+from aipc.phi3 import Phi3Config, WeightSpec
+from aipc.text import Text
+from aipc.verification.losses import log_softmax
+from aipc.verification.passages import read_text
+from checkpoints import TINY, write_checkpoint
+from tokenizers_for_tests import write_llama_style
+
+SCHEMES = [Scheme(4, symmetric, size) for symmetric in (True, False) for size in (64, -1)]
+by_name = pytest.mark.parametrize("scheme", SCHEMES, ids=lambda scheme: scheme.name)
+
+
+def correlated(tokens: int, columns: int, seed: int) -> np.ndarray:
+    """Inputs as a layer has them: some directions and some columns are much larger than others."""
+    rng = np.random.default_rng(seed)
+    mixed = rng.standard_normal((tokens, columns)) @ rng.standard_normal((columns, columns))
+    return (mixed * np.exp(rng.standard_normal(columns))).astype(np.float32)
+
+
+@by_name
+def test_outputs_on_other_inputs_lose_less(scheme: Scheme) -> None:
+    weight = np.random.default_rng(0).standard_normal((96, 128), np.float32)
+    x = correlated(2000, 128, seed=1)
+    packed = quantize_with_feedback(weight, scheme, feedback_of(x[:1000]))
+    lost, plain = (
+        np.linalg.norm(x[1000:] @ (dequantize(p) - weight).T)
+        for p in (packed, quantize_least_squares(weight, scheme))
+    )
+    assert lost < 0.7 * plain
+
+
+@by_name
+def test_without_correlation_it_is_rounding_to_nearest(scheme: Scheme) -> None:
+    weight = np.random.default_rng(2).standard_normal((32, 128), np.float32)
+    packed = quantize_with_feedback(weight, scheme, feedback_of(np.eye(128, dtype=np.float32)))
+    error = np.abs(dequantize(packed) - weight).reshape(packed.scale.size, -1)
+    scale = np.abs(packed.scale.astype(np.float32)).reshape(-1, 1)
+    codes = packed.codes.reshape(error.shape)
+    inside = (codes > scheme.code_range[0]) & (codes < scheme.code_range[1])
+    assert (error <= scale * 0.501)[inside].all()
+
+
+def test_each_column_is_rounded_where_the_error_of_the_outputs_is_least() -> None:
+    """The recursion written plainly: minimise over one code at a time, later columns free to mend it."""
+    weight = np.random.default_rng(3).standard_normal((4, 8), np.float32)
+    x = correlated(50, 8, seed=4)
+    scheme = Scheme(4, True, -1)
+    feedback = feedback_of(x)
+    packed = quantize_with_feedback(weight, scheme, feedback)
+    assert packed.scale is not None
+
+    gram = (x.T @ x).astype(np.float64)
+    gram += np.eye(8) * np.diag(gram).mean() * (0.01 + 0.2 * 8 / 50)
+    order = feedback.order
+    assert (np.diff(np.diag(gram)[order]) <= 0).all()
+    for row, codes, scale in zip(weight.astype(np.float64), packed.codes, packed.scale, strict=True):
+        error = np.zeros(8)
+        for place, column in enumerate(order):
+            costs = [
+                least_error(error, column, row[column] - code * float(scale[0]), order[place + 1 :], gram)
+                for code in range(-8, 8)
+            ]
+            assert costs[codes[column] + 8] == pytest.approx(min(costs), rel=1e-4)
+            error[column] = row[column] - codes[column] * float(scale[0])
+
+
+def least_error(error: np.ndarray, column: int, value: float, later: np.ndarray, gram: np.ndarray) -> float:
+    """Of the outputs, if a column's error is `value` and the later columns may have any."""
+    tried = error.copy()
+    tried[column] = value
+    if len(later):
+        done = np.setdiff1d(np.arange(len(gram)), later)
+        tried[later] = -np.linalg.solve(gram[np.ix_(later, later)], gram[np.ix_(later, done)] @ tried[done])
+    return float(tried @ gram @ tried)
+
+
+def test_format_and_scales_are_those_of_the_search() -> None:
+    weight = np.random.default_rng(5).standard_normal((6, 256), np.float32)
+    for scheme in (Scheme(4, True, 128), Scheme(4, False, 32)):
+        ours = quantize_with_feedback(weight, scheme, feedback_of(correlated(300, 256, seed=6)))
+        searched = quantize_least_squares(weight, scheme)
+        np.testing.assert_array_equal(ours.scale, searched.scale)
+        assert ours.codes.dtype == searched.codes.dtype
+        assert (ours.zero_point is None) == scheme.symmetric
+
+
+@pytest.mark.parametrize("x", [np.zeros((300, 64)), np.ones((300, 64)), np.eye(300, 64) * 1e-20])
+def test_inputs_that_say_nothing(x: np.ndarray) -> None:
+    weight = np.random.default_rng(7).standard_normal((4, 64), np.float32)
+    packed = quantize_with_feedback(weight, Scheme(4, True, 64), feedback_of(x.astype(np.float32)))
+    assert np.isfinite(dequantize(packed)).all()
+
+
+class Kept:
+    """A writer that keeps what it is given."""
+
+    def __init__(self, config: Phi3Config) -> None:
+        self.weights = {spec.name: np.full(spec.shape, np.nan, np.float32) for spec in config.weights()}
+
+    def add(self, spec: WeightSpec, first_row: int, packed: Packed) -> None:
+        part = self.weights[spec.name][first_row : first_row + len(packed.codes)]
+        assert np.isnan(part).all(), "no row comes twice"
+        part[:] = dequantize(packed)
+
+    def close(self) -> None:
+        """Nothing to finish."""
+
+
+def stored(recipe: Recipe) -> dict[str, np.ndarray]:
+    """The demo model's weights as a conversion stores them."""
+    folder = demo.path()
+    config = Phi3Config.read(folder)
+    kept = Kept(config)
+    calibration = read_calibration(folder, config, None) if recipe.quant_method == "gptq" else None
+    write_weights(Checkpoint.open(folder), config, recipe, [kept], calibration=calibration)
+    assert all(np.isfinite(weight).all() for weight in kept.weights.values())
+    return kept.weights
+
+
+def test_blocks_of_rows_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = Phi3Config.read(demo.path())
+    recipe = make_recipe(config, quant_method="gptq")
+    whole = stored(recipe)
+    monkeypatch.setattr(gptq, "_BLOCK_ELEMENTS", 20_000)
+    first = "model.layers.0.self_attn.qkv_proj.weight"
+    # Products in other blocks differ in their last bits, which may turn a code, and then all later layers.
+    assert np.mean(stored(recipe)[first] != whole[first]) < 1e-3
+
+
+def test_on_a_text_that_it_has_not_seen_the_demo_loses_at_most_six_tenths() -> None:
+    """The figure that is promised: KL divergence from the original, as a share of plain rounding's."""
+    folder = demo.path()
+    config, checkpoint = Phi3Config.read(folder), Checkpoint.open(folder)
+    ids = Text.load(folder).encode(read_text(None))[:1500]
+
+    def scores(weights: dict[str, np.ndarray]) -> np.ndarray:
+        decoder = Decoder(config, ArrayWeights(weights))
+        *_, (_, x) = forward(decoder, [ids[:750], ids[750:]])
+        return log_softmax(decoder.head(decoder.last_norm(x)))
+
+    original = scores({spec.name: checkpoint.read(spec.name) for spec in config.weights()})
+
+    def divergence(method: str) -> float:
+        other = scores(stored(make_recipe(config, quant_method=method)))
+        return float((np.exp(original) * (original - other)).sum(axis=-1).mean())
+
+    plain = divergence("rtn")
+    assert divergence("mse") < plain
+    assert divergence("gptq") <= 0.6 * plain
+
+
+# The words of a user
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    folder = tmp_path / "checkpoint"
+    write_checkpoint(folder, TINY, tokenizer_from=write_llama_style(tmp_path / "tokenizer"), vocab_size=704)
+    return folder
+
+
+def test_the_manifest_says_which_text(checkpoint: Path, tmp_path: Path) -> None:
+    text = tmp_path / "mine.txt"
+    text.write_text("The tide comes in. " * 500, encoding="utf-8")
+    recipe = Manifest.read(
+        aipc.convert(checkpoint, tmp_path / "out", quant_method="gptq", dataset=text)
+    ).recipe
+    assert (recipe["quant_method"], recipe["dataset"]) == ("gptq", "mine.txt")
+    assert 0 < recipe["calibration_tokens"] <= 8192
+    json.dumps(recipe)
+
+
+def test_both_formats_and_a_mixture_come_from_one_pass(checkpoint: Path, tmp_path: Path) -> None:
+    out = aipc.convert(
+        checkpoint, tmp_path / "out", to="openvino,onnx", quant_method="gptq", ratio=0.6, group_size=32
+    )
+    recipes = [Manifest.read(out / name).recipe for name in ("openvino", "onnx")]
+    assert recipes[0]["int8_weights"] == recipes[1]["int8_weights"] != []
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"quant_method": "gptq", "weight_format": "int8"}, "int8 has no 4-bit weights"),
+        ({"dataset": "x.txt"}, "a text is for gptq; mse reads none"),
+        ({"quant_method": "gptq", "dataset": "wikitext2"}, "wikitext2 cannot be read"),
+        ({"quant_method": "gptq", "dataset": "short.txt"}, "at least 256 are needed"),
+        ({"quant_method": "gptq", "dataset": "latin.txt"}, "no UTF-8 text"),
+    ],
+)
+def test_bad_words_are_refused_before_anything_is_written(
+    checkpoint: Path, tmp_path: Path, words: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("short.txt").write_text("A few words.", encoding="utf-8")
+    Path("latin.txt").write_bytes("Käse".encode("latin-1") * 300)
+    with pytest.raises(UsageError, match=message):
+        aipc.convert(checkpoint, tmp_path / "out", **words)
+    assert not list(tmp_path.glob("*out*"))
+
+
+def test_a_long_text_is_taken_in_pieces_from_all_of_it(checkpoint: Path, tmp_path: Path) -> None:
+    text = tmp_path / "long.txt"
+    text.write_text("a b c d e f g h " * 5_000 + "z " * 3_000, encoding="utf-8")
+    config = Phi3Config.read(checkpoint)
+    sequences = read_calibration(checkpoint, config, text).sequences
+    whole = Text.load(checkpoint).encode(text.read_text(encoding="utf-8"))
+    assert sum(map(len, sequences)) <= 8192 < len(whole)
+    assert sequences[0] == tuple(whole[: len(sequences[0])])
+    assert sequences[-1][-1] in whole[-600:]
+    assert all(len(ids) <= config.context_length for ids in sequences)
+
+
+def test_the_shipped_texts_share_no_sentence() -> None:
+    """Else aipc verify would praise what was calibrated on its own text."""
+    calibration = (Path(gptq.__file__).with_name("calibration.txt")).read_text(encoding="utf-8")
+    lines = {line for line in read_text(None).splitlines() if len(line) > 20}
+    assert not lines & set(calibration.splitlines())
