@@ -46,7 +46,7 @@ class CalibratedWeights(StreamedWeights):
     So every matrix sees what the quantised layers before it make of the text, and is made to mend that.
 
     store    takes the rows of each 4-bit matrix that start at an even number
-    memory   beside the inputs: twice H of the widest matrix, and a few blocks of 2^24 numbers
+    memory   beside the inputs: three times H of the widest matrix, and a few blocks of 2^24 numbers
     """
 
     def __init__(self, checkpoint: Checkpoint, config: Phi3Config, recipe: Recipe, store: Store) -> None:
@@ -82,8 +82,9 @@ class CalibratedWeights(StreamedWeights):
 class Feedback:
     """How the columns of a matrix make up for each other.
 
-    order     [in] the columns as they are rounded
-    weights   [in, in] float32, lower triangular: row i is what column order[i] takes of each error before it
+    order     [in] the columns; the last of them is rounded first
+    weights   [in, in] float32; below the diagonal, column i is what column order[i] takes of each error
+              before it
     """
 
     order: np.ndarray
@@ -96,22 +97,21 @@ def feedback_of(x: np.ndarray) -> Feedback:
     x        [tokens, in] float32
     """
     tokens, columns = x.shape
+    order = np.argsort(np.einsum("tc,tc->c", x, x), kind="stable")
+    x = x[:, order]
     gram = x.T @ x
     mean = float(np.mean(np.diag(gram))) or 1.0
-    order = np.argsort(-np.diag(gram), kind="stable")
     damping = _DAMPING + _DAMPING_OF_FEW_TOKENS * columns / tokens
-    # An upper triangular factor is the lower triangular one of the columns in reverse.
-    backwards = order[::-1]
-    gram = gram[np.ix_(backwards, backwards)]
     while True:
         gram.reshape(-1)[:: columns + 1] += damping * mean
         try:
+            # Lower triangular: in the order of rounding, which is the reverse, it is the upper one.
             factor = np.linalg.cholesky(gram)
             break
         except np.linalg.LinAlgError:  # too little for float32
             damping *= 10
     factor /= np.diag(factor).copy()
-    return Feedback(order, np.ascontiguousarray(factor[::-1, ::-1].T))
+    return Feedback(order, factor)
 
 
 def quantize_with_feedback(weight: np.ndarray, scheme: Scheme, feedback: Feedback) -> Packed:
@@ -129,14 +129,14 @@ def quantize_with_feedback(weight: np.ndarray, scheme: Scheme, feedback: Feedbac
     # By column: first what is to be rounded, then what was lost.
     errors = weight.T[feedback.order]
     codes = np.empty(errors.shape, searched.codes.dtype)
-    for start in range(0, inputs, _COLUMNS):
-        stop = min(start + _COLUMNS, inputs)
-        targets = feedback.weights[start:stop, :start] @ errors[:start]
+    for stop in range(inputs, 0, -_COLUMNS):
+        start = max(0, stop - _COLUMNS)
+        targets = feedback.weights[stop:, start:stop].T @ errors[stop:]
         targets += errors[start:stop]
-        for column in range(start, stop):
+        for column in range(stop - 1, start - 1, -1):
             group = groups[column]
             steps = targets[column - start]
-            steps += feedback.weights[column, start:column] @ errors[start:column]
+            steps += feedback.weights[column + 1 : stop, column] @ errors[column + 1 : stop]
             steps /= scale[group]
             steps += zero[group]
             np.rint(steps, out=steps)
