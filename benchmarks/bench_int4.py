@@ -7,6 +7,10 @@ fp16 folder of the same checkpoint. What needs data has the text that aipc calib
 that of `aipc verify`, at every token of a text that none has seen (the one that verify comes with, unless
 --text names another): OpenVINO's CPU plugin with float32 arithmetic, against the original in numpy.
 Without CHECKPOINT, the demo model.
+
+One rounding of one model is one throw of the dice: what it costs on one text varies by a quarter. So --draws
+measures several models that compute the same and are rounded otherwise, the original with its channels in
+another order, and the table has means and their standard errors.
 """
 
 from __future__ import annotations
@@ -22,21 +26,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measuring import folder_bytes, markdown_table, versions, write_record
-
-sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
-import nncf
-import openvino as ov
 
 import aipc
 from aipc import demo
 from aipc.conversion.calibration import read_calibration
 from aipc.conversion.streamed import StreamedWeights
 from aipc.decoder import Decoder, forward
+from aipc.errors import require
+from aipc.phi3 import Role
 from aipc.text import Text
 from aipc.verification.losses import Loss, Scored, loss_over
 from aipc.verification.original import open_checkpoint
 from aipc.verification.passages import read_text
+from measuring import folder_bytes, markdown_table, versions, write_record
 
 SEQUENCE_TOKENS = 512
 EXACT = {
@@ -62,28 +64,60 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path, nargs="?", default=demo.path())
     parser.add_argument("--group-size", type=int, default=128)
     parser.add_argument("--text", type=Path, help="to measure on")
+    parser.add_argument("--draws", type=int, default=4)
     parser.add_argument("--record", type=Path, help="write everything measured as JSON")
     args = parser.parse_args()
-    nncf.set_log_level(logging.ERROR)
-    config, checkpoint = open_checkpoint(args.checkpoint)
     ids = Text.load(args.checkpoint).encode(read_text(args.text))
     sequences = [ids[start : start + SEQUENCE_TOKENS] for start in range(0, len(ids) - 1, SEQUENCE_TOKENS)]
-    original = original_scores(Decoder(config, StreamedWeights(checkpoint)), sequences)
-    calibration = read_calibration(args.checkpoint, config, None).sequences
-
-    results = {}
-    with tempfile.TemporaryDirectory() as scratch:
-        for name, make in methods(args.checkpoint, Path(scratch), args.group_size, calibration):
-            start = time.perf_counter()
-            folder = make()
-            wall_s = time.perf_counter() - start
-            loss = loss_over(list(scored(sequences, original, folder)))
-            results[name] = {"wall_s": wall_s, "bytes": folder_bytes(folder)} | record_of(loss)
-            print(f"{name}: KL {loss.kl_mean:.5f}", file=sys.stderr)
+    results: dict[str, list[dict[str, float]]] = {}
+    for draw in range(args.draws):
+        with tempfile.TemporaryDirectory() as scratch:
+            checkpoint = reordered(args.checkpoint, Path(scratch) / "checkpoint", draw)
+            for name, record in measure(checkpoint, Path(scratch), args.group_size, sequences):
+                results.setdefault(name, []).append(record)
+                print(f"draw {draw + 1}: {name}: KL {record['kl_mean']:.5f}", file=sys.stderr)
     print(report(results))
     if args.record:
         used = versions(sys.executable, ["aipc", "nncf", "openvino", "numpy"])
         write_record(args.record, "int4", {"arguments": sys.argv[1:], "versions": used, "results": results})
+
+
+def reordered(checkpoint: Path, out: Path, draw: int) -> Path:
+    """A copy that computes the same with its channels in another order; draw 0 keeps theirs."""
+    shutil.copytree(checkpoint, out)
+    config, opened = open_checkpoint(out)
+    random = np.random.default_rng(draw)
+    hidden, between = (
+        random.permutation(size) if draw else np.arange(size)
+        for size in (config.hidden_size, config.intermediate_size)
+    )
+    gate_up = np.concatenate([between, between + config.intermediate_size])
+    rows = {Role.NORM: hidden, Role.ATTENTION_OUTPUT: hidden, Role.GATE_UP: gate_up, Role.DOWN: hidden}
+    columns = dict.fromkeys((Role.EMBEDDING, Role.QKV, Role.GATE_UP, Role.HEAD), hidden)
+    columns[Role.DOWN] = between
+    for spec in config.weights():
+        info = opened.tensors[spec.name]
+        kind = f"u{info.nbytes // spec.elements}"
+        stored = np.memmap(info.path, kind, "r+", info.offset, spec.shape)
+        weight = stored[rows[spec.role]] if spec.role in rows else np.array(stored)
+        stored[:] = weight[:, columns[spec.role]] if spec.role in columns else weight
+        stored.flush()
+    return out
+
+
+def measure(
+    checkpoint: Path, scratch: Path, group_size: int, sequences: Sequence[Sequence[int]]
+) -> Iterator[tuple[str, dict[str, float]]]:
+    """Every method's name, what its folder lost, and what it cost."""
+    config, opened = open_checkpoint(checkpoint)
+    original = original_scores(Decoder(config, StreamedWeights(opened)), sequences)
+    calibration = read_calibration(checkpoint, config, None).sequences
+    for name, make in methods(checkpoint, scratch, group_size, calibration):
+        start = time.perf_counter()
+        folder = make()
+        wall_s = time.perf_counter() - start
+        loss = loss_over(list(scored(sequences, original, folder)))
+        yield name, {"wall_s": wall_s, "bytes": folder_bytes(folder)} | record_of(loss)
 
 
 def methods(
@@ -115,6 +149,8 @@ def compress(
     **options: Any,
 ) -> Path:
     """A copy of a folder whose weights NNCF has quantised."""
+    nncf, ov = require("nncf", "test"), require("openvino", "openvino")
+    nncf.set_log_level(logging.ERROR)
     needs_data = bool(options) and not without_data
     model = nncf.compress_weights(
         ov.Core().read_model(fp16 / "openvino_model.xml"),
@@ -152,6 +188,7 @@ def scored(
     sequences: Sequence[Sequence[int]], original: Sequence[np.ndarray], folder: Path
 ) -> Iterator[Scored]:
     """Every sequence as the original and a folder have scored it."""
+    ov = require("openvino", "openvino")
     request = ov.Core().compile_model(folder / "openvino_model.xml", "CPU", EXACT).create_infer_request()
     for ids, expected in zip(sequences, original, strict=True):
         request.reset_state()
@@ -169,21 +206,27 @@ def record_of(loss: Loss) -> dict[str, float]:
     }
 
 
-def report(results: dict[str, dict[str, float]]) -> str:
-    """A row for each method; shares are of plain rounding's."""
-    plain = results["aipc rtn"]["kl_mean"]
-    rows = [
-        (
-            name,
-            f"{found['kl_mean']:.5f}",
-            f"{found['kl_mean'] / plain:.2f}",
-            f"{found['top1_agreement']:.1%}",
-            f"{found['perplexity_ratio']:.4f}",
-            f"{found['bytes'] / 1e6:.2f}",
-            f"{found['wall_s']:.1f}",
+def report(results: dict[str, list[dict[str, float]]]) -> str:
+    """A row for each method: means over the draws; shares are of plain rounding's."""
+    plain = np.array([found["kl_mean"] for found in results["aipc rtn"]])
+    rows = []
+    for name, found in results.items():
+        divergence, agreement, ratio, nbytes, wall_s = (
+            np.array([record[key] for record in found])
+            for key in ("kl_mean", "top1_agreement", "perplexity_ratio", "bytes", "wall_s")
         )
-        for name, found in results.items()
-    ]
+        error = divergence.std(ddof=1) / np.sqrt(len(found)) if len(found) > 1 else np.nan
+        rows.append(
+            (
+                name,
+                f"{divergence.mean():.4f} ± {error:.4f}",
+                f"{divergence.mean() / plain.mean():.2f}",
+                f"{agreement.mean():.1%}",
+                f"{ratio.mean():.3f}",
+                f"{nbytes.mean() / 1e6:.2f}",
+                f"{wall_s.mean():.1f}",
+            )
+        )
     return markdown_table(
         ("", "KL, nats", "share", "same top-1", "perplexity ratio", "folder MB", "seconds"), rows
     )
