@@ -137,7 +137,7 @@ def bytes_per_token(folder: Path) -> int | None:
             words["sym"],
             words["group_size"],
             words["ratio"],
-            frozenset(words["int8_weights"]),
+            int8_weights=frozenset(words["int8_weights"]),
         )
     except (AipcError, KeyError, TypeError):
         return None
