@@ -10,7 +10,7 @@ from aipc.phi3 import Phi3Config
 from aipc.runtimes.reference import KVCache, ReferenceSession
 from family import FAMILY, FamilyAnswer, load_family
 
-RTOL = 1e-3
+RTOL = 1e-4
 
 
 def reference(answer: FamilyAnswer) -> ReferenceSession:
@@ -38,7 +38,7 @@ def test_the_wrong_factors_would_be_noticed(member: str) -> None:
     answer = load_family(member)
     session = reference(answer)
     hidden = session._forward(answer.ids(50), KVCache(session.config, long=True))
-    assert error(session._open_decoder().head(hidden[-1]), answer.logits[50]) > 20 * RTOL
+    assert error(session._open_decoder().head(hidden[-1]), answer.logits[50]) > 200 * RTOL
 
 
 @pytest.mark.parametrize(
