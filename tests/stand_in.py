@@ -3,8 +3,8 @@
 As a script it is `aipc` with this model:  python tests/stand_in.py run demo "Hello"
 The prompt says what happens: "wait" stops in the middle until it is cancelled, "endless" never stops,
 "fail" breaks, "history" tells what the model was given; anything else is answered with a sentence.
-So does the name of the model: "wait", "missing" and "buggy" are what loading comes to, and "echo"
-answers with the prompt.
+So does the name of the model: "wait", "missing" and "buggy" are what loading comes to, "echo"
+answers with the prompt, and "slow" with a word of it every hundredth of a second.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import repeat
 from pathlib import Path
@@ -30,6 +31,7 @@ class ScriptedModel:
     """Stands where aipc.model.Model would."""
 
     name, device, runtime, precision, context_length = "demo", "CPU", "OpenVINO GenAI", "int4", 4096
+    address = None
     notes = ("CPU: the only device here",)
 
     def __init__(self, **given: Any) -> None:
@@ -52,6 +54,8 @@ class ScriptedModel:
             words: Iterator[str] = iter([f"{m.role}={m.content}; " for m in prompt if isinstance(m, Message)])
         elif self.given.get("source") == "echo":
             words = iter([text])
+        elif self.given.get("source") == "slow":
+            words = slowly(text.split(" "))
         elif text == "endless":
             words = repeat("again\n")
         elif text == "wait":
@@ -97,6 +101,13 @@ def wait_after(*words: str) -> Iterator[str]:
     yield from words
     say("waiting")
     threading.Event().wait()
+
+
+def slowly(words: Sequence[str]) -> Iterator[str]:
+    """These words, at the pace of a model."""
+    for number, word in enumerate(words):
+        time.sleep(0.01)
+        yield f" {word}" if number else word
 
 
 def fail_after(*words: str) -> Iterator[str]:

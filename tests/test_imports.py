@@ -320,6 +320,7 @@ def loaded_by(code: str) -> set[str]:
         "from aipc.cli import main; main(['plan', '--help'])",
         "from aipc.cli import main; main(['bench', '--help'])",
         "from aipc.cli import main; main(['devices', '--help'])",
+        "from aipc.cli import main; main(['top', '--help'])",
         "from aipc.cli import main; main(['doctor', '--help'])",
         "from aipc.cli import main; main(['serve', '--help'])",
         "from aipc.cli import main; main(['verify', '--help'])",

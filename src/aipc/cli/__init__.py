@@ -27,6 +27,7 @@ COMMANDS = {
     "devices": ("aipc.cli.devices", "list the processors here, and the words that reach them"),
     "doctor": ("aipc.cli.doctor", "find what is wrong with this machine, and what mends it"),
     "verify": ("aipc.cli.verify", "what a converted folder lost against its original"),
+    "top": ("aipc.cli.top", "show what NPU, GPUs and CPU are doing, live"),
     "models": ("aipc.cli.models", "list, verify, prepare and remove the models on this machine"),
 }
 

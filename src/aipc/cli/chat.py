@@ -12,6 +12,7 @@ from aipc.errors import AipcError, PromptTooLongError
 from aipc.types import Message
 
 if TYPE_CHECKING:
+    from aipc.cli.watch import Stream
     from aipc.model import Model
 
 COMMANDS = {
@@ -25,14 +26,22 @@ KEYS = "Ctrl+C stops an answer; at an empty prompt, twice, it leaves."
 class Chat:
     """A conversation: what was said, and the loop that goes on with it.
 
+    stream    Model.stream, or what stands in its place
     system    the instructions before it, which /reset keeps
     options   keywords for Model.stream
     """
 
     def __init__(
-        self, model: Model, system: list[Message], options: dict[str, Any], *, verbose: bool
+        self,
+        model: Model,
+        stream: Stream,
+        system: list[Message],
+        options: dict[str, Any],
+        *,
+        verbose: bool,
     ) -> None:
         self._model = model
+        self._stream = stream
         self._system = system
         self._options = options
         self._verbose = verbose
@@ -89,7 +98,7 @@ class Chat:
 
     def _answer(self, line: str) -> None:
         question = Message("user", line)
-        chunks = self._model.stream([*self._system, *self._history, question], **self._options)
+        chunks = self._stream([*self._system, *self._history, question], **self._options)
         answer = collect(chunks, show=console.write_answer)
         console.note(f"{summary(answer)}\n")
         if answer.text:  # of a stopped answer, what was seen counts as said

@@ -15,6 +15,11 @@ from aipc.types import Check, Progress
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
+# A line for a terminal: pieces of text, each with its style, such as "bold" or "green".
+Line = Sequence[tuple[str, str]]
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -26,6 +31,16 @@ del _CONTROL[ord("\t")], _CONTROL[ord("\n")]
 def is_terminal(stream: TextIO | None) -> bool:
     """Whether a person sits at the other end of a standard stream, which may be absent."""
     return stream is not None and not stream.closed and stream.isatty()
+
+
+def can_redraw(stream: TextIO | None) -> bool:
+    """Whether it is a terminal on which what was shown can be replaced."""
+    if stream is None or not is_terminal(stream):
+        return False
+    from rich.console import Console
+
+    terminal = Console(file=stream)
+    return not (terminal.is_dumb_terminal or terminal.legacy_windows)
 
 
 def write_answer(text: str) -> None:
@@ -214,6 +229,106 @@ def _bar(title: str) -> Iterator[Callable[[Progress], None]]:
         yield update
 
 
+class Screen:
+    """The whole terminal, drawn anew each time."""
+
+    def __init__(self, live: Live) -> None:
+        self._live = live
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Columns and rows."""
+        return self._live.console.size
+
+    def show(self, lines: Sequence[Line]) -> None:
+        """Replace what is shown; what is too long is cut off."""
+        from rich.console import Group
+
+        self._live.update(Group(*map(_text, lines)), refresh=True)
+
+
+@contextmanager
+def full_screen() -> Iterator[Screen]:
+    """The terminal at stdout as a screen; what it showed before comes back at the end."""
+    from rich.console import Console
+    from rich.live import Live
+
+    with Live(
+        console=Console(file=sys.stdout, highlight=False),
+        screen=True,
+        auto_refresh=False,
+        redirect_stdout=False,
+        redirect_stderr=False,
+    ) as live:
+        yield Screen(live)
+
+
+class BottomLine:
+    """The last row of the terminal at stderr, while text goes on in those above.
+
+    The text scrolls in its own rows (DECSTBM), and the cursor is put back after each drawing. So whoever
+    writes the text needs to know nothing of this line, and may be another program, at the end of a pipe.
+    """
+
+    def __init__(self) -> None:
+        self._console = _console()
+        self._height = 0
+        self._text_line = ""
+
+    @property
+    def width(self) -> int:
+        """The columns that may be used: text in the very last one would wrap on some terminals."""
+        return self._console.width - 1
+
+    def hear(self, text: str) -> None:
+        """Take note of text that is about to be written above."""
+        self._text_line = (self._text_line + text).rpartition("\n")[2]
+
+    def show(self, line: Line) -> None:
+        """Replace it, unless the terminal is too low, or the text stands at the end of a row just now."""
+        height = self._console.height
+        if height < 3 or self._at_the_end_of_a_row():
+            return
+        with self._console.capture() as captured:
+            self._console.print(_text(line), end="", width=self.width)
+        # In one piece: the text comes from another thread.
+        self._write(f"{self._room(height)}\x1b7\x1b[{height};1H\x1b[2K{captured.get()}\x1b8")
+
+    def remove(self) -> None:
+        """Give the row back."""
+        if self._height:
+            self._write(f"\x1b7\x1b[r\x1b[{self._height};1H\x1b[2K\x1b8")
+
+    def _at_the_end_of_a_row(self) -> bool:
+        """There some terminals (tmux, for one) put the cursor back onto the last character."""
+        from rich.cells import cell_len
+
+        columns = cell_len(self._text_line.expandtabs())
+        return columns > 0 and columns % self._console.width == 0
+
+    def _room(self, height: int) -> str:
+        """Keeps the last row free of text, at first and whenever the terminal has a new size."""
+        if height == self._height:
+            return ""
+        self._height = height
+        # One row down and up again makes room below; what lies there is only this line, of another size.
+        return f"\x1bD\x1b[A\x1b[J\x1b7\x1b[1;{height - 1}r\x1b8"
+
+    def _write(self, text: str) -> None:
+        self._console.file.write(text)
+        self._console.file.flush()
+
+
+@contextmanager
+def bottom_line() -> Iterator[BottomLine]:
+    """The last row of the terminal at stderr, given back at the end."""
+    line = BottomLine()
+    try:
+        yield line
+    finally:
+        line.remove()
+
+
 def size(count: float) -> str:
     """Bytes for people, in powers of ten: "2.1 GB"."""
     for unit in ("B", "kB", "MB"):
@@ -261,6 +376,12 @@ def _say(text: str, *, label: str = "", style: str = "") -> None:
     elif sys.stderr is not None:
         sys.stderr.write(f"{label}{text}\n")
         sys.stderr.flush()
+
+
+def _text(line: Line) -> Text:
+    from rich.text import Text
+
+    return Text.assemble(*line, no_wrap=True, overflow="ellipsis")
 
 
 def _console() -> Console:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import aipc
 from aipc.cli import INTERRUPTED, console
 from aipc.cli.answer import collect, summary
+from aipc.cli.watch import watched
 from aipc.errors import UsageError
 from aipc.types import Chunk, Message, Sampling
 
@@ -67,6 +68,11 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--json", action="store_true", help="show the answer, its tokens and figures as one object"
     )
+    parser.add_argument(
+        "--watch",
+        action="store_true",
+        help="show how busy the device is and how fast the answer comes, live",
+    )
     group = parser.add_argument_group("how the answer is made")
     group.add_argument("--max-new-tokens", type=int, metavar="N", help="most tokens of an answer")
     group.add_argument(
@@ -87,14 +93,13 @@ def run(args: Namespace) -> int:
     prompt = read_prompt(args.prompt, sys.stdin)
     _refuse_contradictions(args, chatting=prompt is None)
     system = [Message("system", _as_text(args.system))] if args.system else []
-    with open_model(args) as model, watched(model) as more:
-        options |= more
+    with open_model(args) as model, watched(model, live=args.watch) as stream:
         if prompt is None:
             from aipc.cli.chat import Chat
 
-            return Chat(model, system, options, verbose=args.verbose).run()
+            return Chat(model, stream, system, options, verbose=args.verbose).run()
         asked = prompt if args.raw else [*system, Message("user", prompt)]
-        return _answer(model.stream(asked, raw=args.raw, **options), as_json=args.json)
+        return _answer(stream(asked, raw=args.raw, **options), as_json=args.json)
 
 
 def stream_options(args: Namespace) -> dict[str, Any]:
@@ -127,21 +132,6 @@ def open_model(args: Namespace) -> Iterator[Model]:
         for sentence in model.notes:
             console.note(sentence)
         yield model
-
-
-@contextmanager
-def watched(model: Model) -> Iterator[dict[str, Any]]:
-    """The keyword for Model.stream by which a monitor sees whether NPU or GPU compute.
-
-    Empty for a CPU: there is no doubt, and the process that samples would delay the first answer.
-    """
-    if model.device == "CPU":
-        yield {}
-        return
-    from aipc.monitor import Monitor
-
-    with Monitor() as monitor:
-        yield {"monitor": monitor}
 
 
 def read_prompt(words: Sequence[str], stdin: Any) -> str | None:

@@ -1,0 +1,72 @@
+"""Single keys from the person at the terminal, without Enter."""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from aipc.cli import console
+
+# Windows has no wait for a key with a limit.
+_LOOK_AGAIN_S = 0.05
+
+
+@contextmanager
+def single_keys() -> Iterator[Callable[[float], str]]:
+    """A function that waits for a key, at most so many seconds, and returns it, or "" for none.
+
+    Ctrl+C stays what it is. Where stdin is no terminal, no key ever comes.
+    """
+    if not console.is_terminal(sys.stdin):
+        yield _no_key
+    elif sys.platform == "win32":
+        yield _windows_key
+    else:
+        import termios
+        import tty
+
+        terminal = sys.stdin.fileno()
+        before = termios.tcgetattr(terminal)
+        try:
+            tty.setcbreak(terminal)
+            _switch_off_suspending(terminal)
+            yield _posix_key
+        finally:
+            termios.tcsetattr(terminal, termios.TCSADRAIN, before)
+
+
+def _no_key(limit_s: float) -> str:
+    time.sleep(limit_s)
+    return ""
+
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _windows_key(limit_s: float) -> str:
+        until_s = time.monotonic() + limit_s
+        while not msvcrt.kbhit():
+            if time.monotonic() >= until_s:
+                return ""
+            time.sleep(_LOOK_AGAIN_S)
+        return msvcrt.getwch()
+
+else:
+
+    def _switch_off_suspending(terminal: int) -> None:
+        """Ctrl+Z would leave the shell with a screen that is not its own."""
+        import termios
+
+        attributes = termios.tcgetattr(terminal)
+        attributes[6][termios.VSUSP] = bytes([os.fpathconf(terminal, "PC_VDISABLE") & 0xFF])
+        termios.tcsetattr(terminal, termios.TCSADRAIN, attributes)
+
+    def _posix_key(limit_s: float) -> str:
+        # The descriptor itself: what Python has buffered of stdin, select does not see.
+        terminal = sys.stdin.fileno()
+        ready, _, _ = select.select([terminal], [], [], limit_s)
+        return os.read(terminal, 1).decode("ascii", "replace") if ready else ""
