@@ -161,7 +161,7 @@ def _bar(device: DeviceSample, history: Sequence[float | None], width: int, glyp
         (f"{percent(device.utilisation, glyphs):>{_PERCENT_WIDTH}} ", "bold"),
         (glyphs.full * full, "green"),
         (glyphs.empty * (bar_width - full) if device.utilisation is not None else " " * bar_width, "dim"),
-        (" " + history_of(history, room - bar_width, glyphs), "green"),
+        (" " + history_of(history, room - bar_width, glyphs), "cyan"),
     ]
 
 
@@ -170,7 +170,7 @@ def _gauge(device: DeviceSample, history: Sequence[float | None], history_width:
     figures = [memory(device), _frequency(device), _power(device)]
     return [
         (f"{percent(device.utilisation, glyphs):>{_PERCENT_WIDTH}} ", "bold"),
-        (history_of(history, history_width, glyphs), "green"),
+        (history_of(history, history_width, glyphs), "cyan"),
         (f" {glyphs.between.join([*(figure or glyphs.missing for figure in figures), device.name])}", ""),
     ]
 

@@ -136,7 +136,7 @@ def live_line(pace: Pace, word: str, seen: Sequence[DeviceSample | None], width:
     for part in [*pace.words(), memory(now) if now else "", _why_unknown(now)]:
         if part and len(device + history + glyphs.between.join(["", *chosen, part])) <= width:
             chosen.append(part)
-    return [(device, "bold"), (history, "green"), (glyphs.between.join(["", *chosen]), "dim")]
+    return [(device, "bold"), (history, "cyan"), (glyphs.between.join(["", *chosen]), "dim")]
 
 
 def _why_unknown(device: DeviceSample | None) -> str:
