@@ -23,7 +23,7 @@ from aipc.cli.watch import Pace, live_line
 from aipc.monitor import DeviceSample, NotReadable, Sample, read_recording
 from aipc.types import Chunk, DeviceKind
 
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 NO_METER = NotReadable("there is no right to read energy_uj", "sudo chmod a+r energy_uj")
 NO_COUNTER = NotReadable("its driver has no such counter")
 
