@@ -76,20 +76,20 @@ def run(args: Namespace) -> int:
     """Serve until Ctrl+C, and return the exit code."""
     for package in ("fastapi", "uvicorn", "prometheus_client"):
         require(package, "serve")
-    from aipc.monitor import Monitor
     from aipc.serve.app import create_app
     from aipc.serve.server import Server, listen
     from aipc.serve.times import parse_seconds
 
     pool, policy = _pool(args), _policy(args)
     drain_s = parse_seconds(args.drain, "--drain")
-    with listen(args.host, args.port) as socket, Monitor(history=2) as monitor:
+    with listen(args.host, args.port) as socket:
         first = next(iter(pool.entries))
         model = _load(first, args) if args.models else None
-        server = Server(create_app(pool, policy, monitor), pool, drain_s=drain_s, verbose=args.verbose)
+        server = Server(create_app(pool, policy), pool, drain_s=drain_s, verbose=args.verbose)
         host = f"[{args.host}]" if ":" in args.host else args.host
         console.note(f"serving {', '.join(pool.entries)}")
-        console.note(f"OpenAI: http://{host}:{socket.getsockname()[1]}/v1   Ctrl+C ends")
+        address = f"http://{host}:{socket.getsockname()[1]}"
+        console.note(f"OpenAI: {address}/v1   page: {address}   Ctrl+C ends")
         try:
             asyncio.run(_serve(server, pool, first, model, socket))
         except KeyboardInterrupt:

@@ -17,8 +17,7 @@ from starlette.exceptions import HTTPException
 
 import aipc
 from aipc.errors import AipcError
-from aipc.monitor import Monitor
-from aipc.serve import ollama, openai, responses
+from aipc.serve import ollama, openai, page, responses
 from aipc.serve.answers import Desk
 from aipc.serve.catalog import describe
 from aipc.serve.failures import (
@@ -31,7 +30,7 @@ from aipc.serve.failures import (
     wrong_field,
 )
 from aipc.serve.guard import Guard, Policy
-from aipc.serve.handling import answered, desk_of, loaded
+from aipc.serve.handling import answered, desk_of, loaded, watch_of
 from aipc.serve.metrics import Counted, Metrics
 from aipc.serve.ollama_schema import (
     ChatLine,
@@ -55,6 +54,7 @@ from aipc.serve.openai_schema import (
 from aipc.serve.pool import Pool
 from aipc.serve.responses_schema import Response as ResponsesAnswer
 from aipc.serve.responses_schema import ResponsesRequest
+from aipc.serve.watch import Activity, Watch, activity
 
 _LOG = logging.getLogger("aipc.serve")
 
@@ -94,12 +94,6 @@ openai_api = APIRouter(prefix="/v1", tags=["OpenAI"])
 ollama_api = APIRouter(prefix="/api", tags=["Ollama"])
 
 
-@general.api_route("/", methods=["GET", "HEAD"], response_class=Response, include_in_schema=False)
-async def home() -> Response:
-    """What Ollama's client asks first."""
-    return Response("aipc is running", media_type="text/plain")
-
-
 @general.get("/health", responses=_FAILURES)
 async def health() -> Health:
     """Whether the server is there."""
@@ -111,7 +105,16 @@ async def health() -> Health:
 )
 async def metrics(request: Request) -> Response:
     """Counters in Prometheus' text format."""
+    await watch_of(request).refresh()
     return Response(desk_of(request).metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+@general.get("/monitor", responses=_FAILURES)
+async def monitor(request: Request) -> Activity:
+    """What the devices are doing, and which models are loaded on which."""
+    watch = watch_of(request)
+    await watch.refresh()
+    return activity(watch, desk_of(request).pool)
 
 
 @openai_api.get("/models", responses=_FAILURES)
@@ -231,21 +234,22 @@ async def generate(body: GenerateRequest, request: Request) -> Response:
     )
 
 
-def create_app(pool: Pool, policy: Policy, monitor: Monitor | None = None) -> FastAPI:
-    """The application; its shutdown unloads the models.
-
-    monitor   for the devices' counters in /metrics
-    """
+def create_app(pool: Pool, policy: Policy) -> FastAPI:
+    """The application; its shutdown unloads the models."""
+    watch = Watch()
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
+        watch.close()
         await pool.close()
 
     # The pages of /docs and /redoc would load scripts from elsewhere.
     app = FastAPI(title="aipc", version=aipc.__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
-    counters = Metrics(pool, monitor)
+    counters = Metrics(pool, watch)
     app.state.desk = Desk(pool, counters)
+    app.state.watch = watch
+    app.include_router(page.routes)
     app.include_router(general)
     app.include_router(openai_api)
     app.include_router(ollama_api)

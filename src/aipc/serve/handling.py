@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from aipc.serve.answers import Desk, Question, Whole
 from aipc.serve.streaming import HEARTBEAT_S, AnswerResponse, Events
+from aipc.serve.watch import Watch
 
 _T = TypeVar("_T")
 
@@ -27,6 +28,12 @@ def desk_of(request: Request) -> Desk:
     """The desk of the server that got a request."""
     desk: Desk = request.app.state.desk
     return desk
+
+
+def watch_of(request: Request) -> Watch:
+    """What that server knows of its devices."""
+    watch: Watch = request.app.state.watch
+    return watch
 
 
 async def answered(

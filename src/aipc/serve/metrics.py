@@ -10,8 +10,8 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from aipc.monitor import Monitor
 from aipc.serve.pool import Pool
+from aipc.serve.watch import Watch
 from aipc.types import Stats
 
 _TTFT_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
@@ -19,19 +19,15 @@ _TPOT_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 
 
 class Metrics:
-    """Counters of one server.
+    """Counters of one server. How far the devices are used is in them once the watch has a sample."""
 
-    monitor   tells how far the devices are used; None leaves that out
-    """
-
-    def __init__(self, pool: Pool, monitor: Monitor | None = None) -> None:
+    def __init__(self, pool: Pool, watch: Watch) -> None:
         # Otherwise each counter has a second line that says when it began.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
         self._registry.register(_PoolCollector(pool))
-        if monitor is not None:
-            self._registry.register(_DeviceCollector(monitor))
+        self._registry.register(_DeviceCollector(watch))
         self.requests = Counter(
             "aipc_requests", "Requests by route and status.", ["route", "status"], registry=self._registry
         )
@@ -119,10 +115,10 @@ class _PoolCollector(Collector):
 
 
 class _DeviceCollector(Collector):
-    """The devices in the monitor's latest sample; a counter that can't be read has no line."""
+    """The devices in the latest sample; a counter that can't be read has no line."""
 
-    def __init__(self, monitor: Monitor) -> None:
-        self._monitor = monitor
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
 
     def collect(self) -> Iterator[Metric]:
         """One gauge for each counter, one sample for each device."""
@@ -132,7 +128,7 @@ class _DeviceCollector(Collector):
             "aipc_device_memory_used_bytes", "Of the device, or the system.", labels=labels
         )
         power = GaugeMetricFamily("aipc_device_power_watts", "Mean of the last second.", labels=labels)
-        for device in self._monitor.samples[-1].devices if self._monitor.samples else ():
+        for device in () if self._watch.sample is None else self._watch.sample.devices:
             for family, value in (
                 (busy, device.utilisation),
                 (memory, device.memory_used_bytes),

@@ -212,7 +212,7 @@ class _Events:
         """How many tokens there were, if that was asked, and OpenAI's last line."""
         if self._tells_usage:
             used = usage(self._stats, self._choices).model_dump(exclude_none=True)
-            yield event({**self._head, "choices": [], "usage": used})
+            yield event({**self._head, "choices": [], "usage": used, "timings": _timings(self._stats)})
         yield "data: [DONE]\n\n"
 
     def failed(self, exc: Exception) -> str:
@@ -291,6 +291,20 @@ def usage(stats: Sequence[Stats], answers_each: int) -> Usage:
     return Usage(
         prompt_tokens=prompt_tokens, completion_tokens=generated, total_tokens=prompt_tokens + generated
     )
+
+
+def _timings(stats: Sequence[Stats]) -> dict[str, Any] | None:
+    """What answered, and how fast: beyond OpenAI's API, for the page. Several answers have no one speed."""
+    if len(stats) != 1:
+        return None
+    (one,) = stats
+    return {
+        "device": one.device,
+        "runtime": one.runtime,
+        "precision": one.precision,
+        "ttft_s": one.ttft_s,
+        "tokens_per_s": one.tokens_per_s,
+    }
 
 
 def _chat_choice(request: ChatRequest, index: int, answer: Whole) -> ChatChoice:
