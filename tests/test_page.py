@@ -21,7 +21,7 @@ sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not 
 Browser, Page, expect = sync_api.Browser, sync_api.Page, sync_api.expect
 
 _CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-needs_chromium = pytest.mark.skipif(_CHROMIUM is None, reason="there is no chromium here to open the page with")
+needs_chromium = pytest.mark.skipif(_CHROMIUM is None, reason="there is no chromium to open the page with")
 
 HOSTILE = """# <img src=x onerror="window.ran = 1">
 
@@ -80,7 +80,7 @@ def served(server: Served) -> Served:
 
 @pytest.fixture
 def page(browser: Browser, served: Served) -> Iterator[Page]:
-    """The page as one sees it who has never been here; it asks nobody else, and breaks nothing of its policy."""
+    """The page as one sees it who has never been here; it asks nobody else, and breaks no policy."""
     with browser.new_context() as context:
         page = context.new_page()
         asked, said = [], []
@@ -186,7 +186,9 @@ def test_an_error_is_shown_and_retry_asks_again(page: Page, served: Served) -> N
     # A request that is refused before it begins is shown in the same place.
     page.route("**/v1/chat/completions", lambda route: route.abort())
     ask(page)
-    expect(page.locator(".assistant .wrong")).to_have_text("The server can't be reached. Is aipc serve running?")
+    expect(page.locator(".assistant .wrong")).to_have_text(
+        "The server can't be reached. Is aipc serve running?"
+    )
 
 
 @needs_chromium
@@ -210,7 +212,7 @@ def test_nothing_in_a_hostile_answer_runs(page: Page, served: Served) -> None:
 
 
 @needs_chromium
-@pytest.mark.parametrize("piece", ["[", "*a ", "**a", "`" , "[a](", "> ", "- ", "_a", "~~", "|", "[a](b", "1. "])
+@pytest.mark.parametrize("piece", ["[", "*a ", "**a", "`", "[a](", "> ", "- ", "_a", "~~", "|", "1. "])
 def test_marks_without_an_end_are_text(page: Page, piece: str) -> None:
     """Each is repeated as often as the longest answers have room for."""
     text = piece * 30_000
@@ -287,7 +289,9 @@ def test_everything_goes_by_keyboard(page: Page, served: Served) -> None:
     expected = served.text.encode_chat([Message("user", "three")])
     assert served.session.prompts[-1] == expected
     hidden = "e => !(e.innerText || e.getAttribute('aria-label') || e.labels?.length)"
-    nameless = page.locator("button, input, select, textarea").evaluate_all(f"all => all.filter({hidden}).length")
+    nameless = page.locator("button, input, select, textarea").evaluate_all(
+        f"all => all.filter({hidden}).length"
+    )
     assert nameless == 0
 
 
@@ -348,7 +352,9 @@ def test_a_phone_needs_no_scrolling_sideways(page: Page, served: Served) -> None
     served.session.play = served.saying(RICH + "\n\n```\n" + "wide " * 50 + "\n```\n\n" + "unbroken" * 30)
     ask(page, "long" * 50)
     expect(page.locator(".assistant .figures")).to_be_visible()
-    fits = "document.scrollingElement.scrollWidth <= innerWidth && messages.scrollWidth <= messages.clientWidth"
+    fits = (
+        "document.scrollingElement.scrollWidth <= innerWidth && messages.scrollWidth <= messages.clientWidth"
+    )
     assert page.evaluate(fits)
     settings = page.get_by_role("button", name="Settings")
     expect(page.get_by_label("System prompt")).to_be_hidden()
