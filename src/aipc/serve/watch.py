@@ -73,17 +73,16 @@ class Watch:
         """Take the latest sample; the first question waits for one."""
         async with self._starting:
             try:
-                if self._monitor is None:
-                    self._monitor, self.sample = await asyncio.to_thread(self._start)
-                else:
-                    self.sample = self._monitor.samples[-1]
-                self.failure = self._monitor.failure
+                monitor = self._monitor or await asyncio.to_thread(self._start)
             except AipcError as exc:
                 self.sample, self.failure = None, exc.message
-            if self.failure:
-                self.sample = None
-                self.close()
                 return
+            self._monitor, self.failure = monitor, monitor.failure
+        if self.failure:
+            self.sample = None
+            self.close()
+            return
+        self.sample = monitor.samples[-1]
         if self._timer is not None:
             self._timer.cancel()
         self._timer = asyncio.get_running_loop().call_later(_IDLE_S, self.close)
@@ -96,14 +95,15 @@ class Watch:
         if monitor is not None:
             monitor.close()
 
-    def _start(self) -> tuple[Monitor, Sample]:
+    def _start(self) -> Monitor:
         monitor = self._make()
         try:
             monitor.start()
-            return monitor, monitor.sample()
+            monitor.sample()
         except BaseException:
             monitor.close()
             raise
+        return monitor
 
 
 def activity(watch: Watch, pool: Pool) -> Activity:

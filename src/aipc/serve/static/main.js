@@ -84,8 +84,7 @@ function withoutRetry(item) {
 
 async function answer() {
   const mine = conversation;
-  const message = { role: "assistant", content: "", model: at("model").value };
-  const body = requestBody(mine);
+  const message = { role: "assistant", content: "" };
   mine.messages.push(message);
   const item = showMessage(mine.messages.length - 1);
   answering = new AbortController();
@@ -94,6 +93,9 @@ async function answer() {
   setBusy(true);
   announce("The model is answering.");
   try {
+    if (!at("model").value) await loadModels();
+    const body = requestBody(mine);
+    message.model = body.model;
     await receive(chat(body, answering.signal), message, item, mine);
     announce(message.content);
   } catch (error) {
@@ -124,14 +126,16 @@ async function receive(chunks, message, item, mine) {
         });
       }
     }
-    if (chunk.usage) message.figures = figuresOf(chunk);
+    if (chunk.usage) {
+      message.figures = figuresOf(chunk);
+      speed = speedOf(chunk.timings);
+    }
     if (chunk.choices[0]?.finish_reason === "length") message.error = "The limit of tokens was reached.";
     if (performance.now() - saved > SAVE_EVERY_MS) {
       saved = performance.now();
       keep(mine);
     }
   }
-  speed = message.figures ?? "";
   showFigures();
 }
 
@@ -157,20 +161,18 @@ function measure(meter) {
 }
 
 function figuresOf({ usage, timings }) {
-  const known = timings ?? {};
-  return [
-    known.device,
-    known.runtime,
-    known.precision,
-    known.ttft_s && `first token ${seconds(known.ttft_s)}`,
-    known.tokens_per_s && rate(known.tokens_per_s),
-    `${usage.completion_tokens} tokens`,
-  ]
-    .filter(Boolean)
-    .join(" · ");
+  const { device, runtime, precision } = timings;
+  return [device, runtime, precision, speedOf(timings), `${usage.completion_tokens} tokens`].filter(Boolean).join(" · ");
 }
 
-const seconds = (value) => `${value.toFixed(value < 10 ? 2 : 1)} s`;
+function speedOf({ ttft_s, tokens_per_s }) {
+  const known = [];
+  if (ttft_s !== null) known.push(`first token ${seconds(ttft_s)}`);
+  if (tokens_per_s !== null) known.push(rate(tokens_per_s));
+  return known.join(" · ");
+}
+
+const seconds = (value) => (value < 0.1 ? `${Math.ceil(1000 * value)} ms` : `${value.toFixed(2)} s`);
 const rate = (value) => `${value.toFixed(1)} tokens/s`;
 
 function showFigures() {

@@ -6,7 +6,8 @@ const FENCE = /^ {0,3}(`{3,}|~{3,})\s*([^\s`]*)[^`]*$/;
 const HEADING = /^ {0,3}(#{1,6})\s+(.*?)(?:\s+#+)?\s*$/;
 const RULE = /^ {0,3}([-*_])(?:[ \t]*\1){2,}[ \t]*$/;
 const QUOTE = /^ {0,3}> ?/;
-const ITEM = /^( {0,3})([-*+]|\d{1,9}[.)])( {1,4}|\t|$)/;
+// Models indent what is below an item by two spaces or more, whatever its mark takes.
+const ITEM = /^( ?)([-*+]|\d{1,9}[.)])( {1,4}|\t|$)/;
 const TABLE_LINE = /^ {0,3}\|?(?: *:?-+:? *\|)+(?: *:?-+:? *)?\|? *$/;
 
 // Keeps an element showing a text that grows: only the blocks that changed are made anew.
@@ -140,7 +141,7 @@ function list(lines, depth) {
   let indent = 0;
   for (const line of lines) {
     const item = ITEM.exec(line);
-    if (item && (items.length === 0 || item[1].length < indent)) {
+    if (item) {
       indent = item[0].length;
       items.push([line.slice(indent)]);
     } else {
@@ -148,7 +149,8 @@ function list(lines, depth) {
     }
   }
   const made = element(isOrdered(lines[0]) ? "ol" : "ul", items.map((item) => listItem(item, depth)));
-  if (isOrdered(lines[0])) made.start = Number.parseInt(ITEM.exec(lines[0])[2], 10);
+  const start = Number.parseInt(ITEM.exec(lines[0])[2], 10);
+  if (start !== 1 && isOrdered(lines[0])) made.start = start;
   return made;
 }
 

@@ -8,7 +8,7 @@ export function messageItem(message, actions) {
   const mine = message.role === "user";
   const content = element("div");
   content.className = "content";
-  const head = element("h3", [mine ? "You" : message.model || "Answer"]);
+  const head = element("h3");
   head.className = "message-head";
   const foot = element("div");
   foot.className = "actions";
@@ -17,6 +17,7 @@ export function messageItem(message, actions) {
   const view = mine ? null : new MarkdownView(content);
 
   item.update = (busy) => {
+    head.textContent = mine ? "You" : message.model || "Answer";
     if (mine) content.textContent = message.content;
     else view.show(message.content);
     content.setAttribute("aria-busy", String(busy));
