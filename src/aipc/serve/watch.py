@@ -73,7 +73,7 @@ class Watch:
         """Take the latest sample; the first question waits for one."""
         async with self._starting:
             try:
-                monitor = self._monitor or await asyncio.to_thread(self._start)
+                monitor: Monitor = self._monitor or await asyncio.to_thread(self._start)
             except AipcError as exc:
                 self.sample, self.failure = None, exc.message
                 return
