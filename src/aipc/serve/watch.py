@@ -73,11 +73,13 @@ class Watch:
         """Take the latest sample; the first question waits for one."""
         async with self._starting:
             try:
-                monitor: Monitor = self._monitor or await asyncio.to_thread(self._start)
+                monitor = self._monitor
+                if monitor is None:
+                    monitor = self._monitor = await asyncio.to_thread(self._start)
             except AipcError as exc:
                 self.sample, self.failure = None, exc.message
                 return
-            self._monitor, self.failure = monitor, monitor.failure
+            self.failure = monitor.failure
         if self.failure:
             self.sample = None
             self.close()
