@@ -97,6 +97,17 @@ def least_error(error: np.ndarray, column: int, value: float, later: np.ndarray,
     return float(tried @ gram @ tried)
 
 
+def test_the_factor_is_choleskys() -> None:
+    x = correlated(2000, 700, seed=8)
+    gram = x.T @ x + np.eye(700, dtype=np.float32) * 1e3
+    factor = gram.copy()
+    gptq.factorise(factor)
+    expected = np.linalg.cholesky(gram.astype(np.float64))
+    np.testing.assert_allclose(np.tril(factor), expected, atol=1e-5 * expected.max())
+    with pytest.raises(np.linalg.LinAlgError):
+        gptq.factorise(-gram)
+
+
 def test_format_and_scales_are_those_of_the_search() -> None:
     weight = np.random.default_rng(5).standard_normal((6, 256), np.float32)
     for scheme in (Scheme(4, True, 128), Scheme(4, False, 32)):
@@ -224,14 +235,23 @@ def test_bad_words_are_refused_before_anything_is_written(
 
 def test_a_long_text_is_taken_in_pieces_from_all_of_it(checkpoint: Path, tmp_path: Path) -> None:
     text = tmp_path / "long.txt"
-    text.write_text("a b c d e f g h " * 5_000 + "z " * 3_000, encoding="utf-8")
+    text.write_text("first " * 20_000 + "middle " * 20_000 + "last " * 20_000, encoding="utf-8")
     config = Phi3Config.read(checkpoint)
     sequences = read_calibration(checkpoint, config, text).sequences
-    whole = Text.load(checkpoint).encode(text.read_text(encoding="utf-8"))
-    assert sum(map(len, sequences)) <= 8192 < len(whole)
-    assert sequences[0] == tuple(whole[: len(sequences[0])])
-    assert sequences[-1][-1] in whole[-600:]
+    assert 4000 < sum(map(len, sequences)) <= 8192
     assert all(len(ids) <= config.context_length for ids in sequences)
+    ids = [token for sequence in sequences for token in sequence]
+    encode = Text.load(checkpoint).encode
+    middle = range(len(ids) // 2 - 100, len(ids) // 2 + 100)
+    for places, word in ((range(50, 250), " first"), (middle, " middle"), (range(-100, -50), " last")):
+        assert set(encode(word)) & {ids[place] for place in places}
+
+
+def test_a_text_is_read_as_the_models_chats_are() -> None:
+    text = Text.load(demo.path())
+    (first, *_) = read_calibration(demo.path(), Phi3Config.read(demo.path()), None).sequences
+    assert first[:1] == tuple(text.encode("<|user|>"))[-1:]
+    assert set(text.encode("<|assistant|>")) & set(first)
 
 
 def test_the_shipped_texts_share_no_sentence() -> None:

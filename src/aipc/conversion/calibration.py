@@ -6,19 +6,23 @@ import hashlib
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from aipc.errors import UsageError
 from aipc.phi3 import Phi3Config
 from aipc.text import Text
 from aipc.text.file import read_text_file
+from aipc.types import Message
 
-# Tokens of a sequence, and of all together: what a layer makes of these is in memory, 0.15 MB a token
+# Tokens of a sequence, and of all together: what a layer makes of these is in memory, 0.25 MB a token
 # for Phi-3-mini.
 _SEQUENCE_TOKENS = 512
 _MAX_TOKENS = 8192
 # Fewer say too little of the inputs of even a small matrix.
 _MIN_TOKENS = 256
+# Of a longer text so many pieces are taken, at even distances.
+_PIECES = 16
+_MAX_CHARACTERS = 5 * _MAX_TOKENS
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +46,7 @@ class Calibration:
 def read_calibration(checkpoint_folder: Path, config: Phi3Config, dataset: Path | None) -> Calibration:
     """A text file, or the text that comes with aipc: dialogue, prose, code, tables and other languages.
 
-    Of a long text, pieces at even distances are taken.
+    The paragraphs are read as a chat, in the model's own template where it has one.
 
     raises   UsageError if the file cannot be read, is no text or is too short; CheckpointError if the
              tokenizer is missing or damaged
@@ -51,19 +55,41 @@ def read_calibration(checkpoint_folder: Path, config: Phi3Config, dataset: Path 
         words = resources.files("aipc.conversion").joinpath("calibration.txt").read_text(encoding="utf-8")
     else:
         words = read_text_file(dataset)
-    ids = Text.load(checkpoint_folder).encode(words)
+    ids = _as_chat(Text.load(checkpoint_folder), _pieces(words))
     if len(ids) < _MIN_TOKENS:
         raise UsageError(
             f"the text has {len(ids)} tokens; to calibrate, at least {_MIN_TOKENS} are needed",
             hint="give a longer text, or leave --dataset away for the text that comes with aipc",
         )
     size = min(_SEQUENCE_TOKENS, config.context_length)
-    starts = range(0, len(ids), size)
-    wanted = _MAX_TOKENS // size
-    if len(starts) > wanted:
-        starts = range(0, len(ids) - size + 1, (len(ids) - size) // (wanted - 1))
+    sequences = [tuple(ids[start : start + size]) for start in range(0, len(ids), size)]
+    skip = -(-len(sequences) // (_MAX_TOKENS // size))
     return Calibration(
         dataset="default" if dataset is None else dataset.name,
         sha256=hashlib.sha256(words.encode()).hexdigest(),
-        sequences=tuple(tuple(ids[start : start + size]) for start in starts[:wanted]),
+        sequences=tuple(sequences[::skip]),
     )
+
+
+def _pieces(words: str) -> str:
+    """A text, or pieces from all over it."""
+    if len(words) <= _MAX_CHARACTERS:
+        return words
+    size = _MAX_CHARACTERS // _PIECES
+    distance = (len(words) - size) // (_PIECES - 1)
+    return "\n\n".join(words[n * distance : n * distance + size] for n in range(_PIECES))
+
+
+def _as_chat(text: Text, words: str) -> list[int]:
+    """The ids of a text whose paragraphs are said in turn by user and assistant, the last by the user.
+
+    A model for chats is asked in its template's form, whose tokens the plain text lacks: on the demo model,
+    its chats lose a tenth less by it, and plain text no more.
+    """
+    paragraphs = [part for part in words.split("\n\n") if part.strip()]
+    paragraphs = paragraphs[: len(paragraphs) - 1 + len(paragraphs) % 2]
+    roles: tuple[Literal["user"], Literal["assistant"]] = ("user", "assistant")
+    try:
+        return text.encode_chat([Message(roles[n % 2], part) for n, part in enumerate(paragraphs)])
+    except UsageError:  # there is no template, or it wants no such chat
+        return text.encode(words)
