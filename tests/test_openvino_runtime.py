@@ -388,7 +388,7 @@ def test_the_npu_pipeline_gives_the_cpus_tokens_for_int4(tmp_path: Path, recipe:
     answers = []
     for device, properties in (("CPU", {}), ("NPU", NPU_ON_CPU | {"INFERENCE_PRECISION_HINT": "f32"})):
         session = model.open(device, exact=device == "CPU", properties=properties)
-        answers.append(list(session.generate(ids(9), GREEDY)))
+        answers.append(list(session.generate(ids(12), GREEDY)))
         session.close()
     assert answers[0] == answers[1]
     assert len(answers[0]) == 24

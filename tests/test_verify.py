@@ -163,7 +163,12 @@ def test_folders_by_others_are_good_and_read_to_the_last_matrix(name: str, tmp_p
 
 @pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.parametrize(
-    "recipe", [{"sym": False, "group_size": 32}, {"weight_format": "int8"}, {"weight_format": "fp16"}]
+    "recipe",
+    [
+        {"sym": False, "group_size": 32, "quant_method": "rtn"},
+        {"weight_format": "int8"},
+        {"weight_format": "fp16"},
+    ],
 )
 def test_stored_matrices_are_what_the_quantiser_made(
     kind: str, recipe: dict[str, Any], tmp_path: Path
