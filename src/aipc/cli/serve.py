@@ -85,11 +85,16 @@ def run(args: Namespace) -> int:
     with listen(args.host, args.port) as socket:
         first = next(iter(pool.entries))
         model = _load(first, args) if args.models else None
-        server = Server(create_app(pool, policy), pool, drain_s=drain_s, verbose=args.verbose)
         host = f"[{args.host}]" if ":" in args.host else args.host
-        console.note(f"serving {', '.join(pool.entries)}")
         address = f"http://{host}:{socket.getsockname()[1]}"
-        console.note(f"OpenAI: {address}/v1   page: {address}   Ctrl+C ends")
+
+        def announce() -> None:
+            console.note(f"serving {', '.join(pool.entries)}")
+            console.note(f"OpenAI: {address}/v1   page: {address}   Ctrl+C ends")
+
+        server = Server(
+            create_app(pool, policy), pool, drain_s=drain_s, verbose=args.verbose, started=announce
+        )
         try:
             asyncio.run(_serve(server, pool, first, model, socket))
         except KeyboardInterrupt:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Callable
 
 import uvicorn
 from fastapi import FastAPI
@@ -20,9 +21,18 @@ class Server(uvicorn.Server):
     """Ends gracefully: answers under way are finished, those that take too long end with an error.
 
     drain_s   how long they may take
+    started   called once it answers, and a signal ends it gracefully
     """
 
-    def __init__(self, app: FastAPI, pool: Pool, *, drain_s: float, verbose: bool) -> None:
+    def __init__(
+        self,
+        app: FastAPI,
+        pool: Pool,
+        *,
+        drain_s: float,
+        verbose: bool,
+        started: Callable[[], None] = lambda: None,
+    ) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -38,6 +48,12 @@ class Server(uvicorn.Server):
         )
         self._pool = pool
         self._drain_s = drain_s
+        self._announce = started
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to answer."""
+        await super().startup(sockets)
+        self._announce()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Take no new connections, wait for the answers, then close the models."""
