@@ -199,7 +199,7 @@ def test_convert_says_the_folder_on_stdout(run: Callable[..., Any], tmp_path: Pa
         "group_size": None,
         "sym": True,
         "ratio": 1.0,
-        "quant_method": "mse",
+        "quant_method": "rtn",
         "dataset": None,
         "revision": None,
     }

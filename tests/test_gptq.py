@@ -216,7 +216,7 @@ def test_both_formats_and_a_mixture_come_from_one_pass(checkpoint: Path, tmp_pat
     ("words", "message"),
     [
         ({"quant_method": "gptq", "weight_format": "int8"}, "int8 has no 4-bit weights"),
-        ({"dataset": "x.txt"}, "a text is for gptq; mse reads none"),
+        ({"dataset": "x.txt"}, "a text is for gptq; rtn reads none"),
         ({"quant_method": "gptq", "dataset": "wikitext2"}, "wikitext2 cannot be read"),
         ({"quant_method": "gptq", "dataset": "short.txt"}, "at least 256 are needed"),
         ({"quant_method": "gptq", "dataset": "latin.txt"}, "no UTF-8 text"),

@@ -227,7 +227,7 @@ def test_the_description_is_json() -> None:
     described = json.loads(json.dumps(recipe.describe()))
     assert described["weight_format"] == "int4"
     assert described["ratio"] == 0.5
-    assert described["quant_method"] == "mse"
+    assert described["quant_method"] == "rtn"
     assert described["notes"] == list(recipe.notes)
 
 

@@ -24,7 +24,7 @@ DEFAULT_RECIPE: Mapping[str, object] = {
     "group_size": None,
     "sym": True,
     "ratio": 1.0,
-    "quant_method": "mse",
+    "quant_method": "rtn",
 }
 
 
@@ -148,7 +148,7 @@ def convert(  # noqa: PLR0917 - the names and their order are optimum-cli's
     *,
     target: str = "cpu",
     revision: str | None = None,
-    quant_method: str = "mse",
+    quant_method: str = "rtn",
     dataset: str | Path | None = None,
 ) -> Path:
     """Quantise a checkpoint and write it as a folder for a runtime. No torch, a few blocks of memory.
@@ -163,7 +163,7 @@ def convert(  # noqa: PLR0917 - the names and their order are optimum-cli's
     progress      called often, from this thread
     target        whose kernels an ONNX folder is for: "cpu", "cuda" or "dml"
     revision      of a hub repository: branch, tag or commit
-    quant_method  of int4: "mse" fits the scales to the weights; "rtn" rounds to nearest as NNCF does; "gptq"
+    quant_method  of int4: "rtn" rounds to nearest as NNCF does; "mse" fits the scales to the weights; "gptq"
                   also chooses the codes by what the model computes with them on a text, in minutes
     dataset       of "gptq": a UTF-8 text file; None for the text that comes with aipc
     raises        ModelNotFoundError, CheckpointError, UnsupportedModelError, SchemeError, StorageError,

@@ -68,10 +68,10 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     group.add_argument(
         "--quant-method",
-        choices=["mse", "rtn", "gptq"],
-        default="mse",
-        help="how int4 weights are rounded: mse, with the scales of the least squared error (default); rtn, "
-        "to the nearest by the range of each group, as optimum-cli does; gptq, by what the model computes "
+        choices=["rtn", "mse", "gptq"],
+        default="rtn",
+        help="how int4 weights are rounded: rtn, to the nearest by the range of each group, as optimum-cli "
+        "does (default); mse, with the scales of the least squared error; gptq, by what the model computes "
         "with them on a text, which is the best of the three and takes minutes",
     )
     group.add_argument("--gptq", action="store_const", const="gptq", dest="quant_method", help=SUPPRESS)

@@ -68,7 +68,7 @@ def convert_checkpoint(
     group_size: int | None = None,
     sym: bool = True,
     ratio: float = 1.0,
-    quant_method: str = "mse",
+    quant_method: str = "rtn",
     dataset: Path | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Recipe:

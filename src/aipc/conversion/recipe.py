@@ -23,7 +23,7 @@ from aipc.phi3 import Phi3Config, Role, WeightSpec
 
 WEIGHT_FORMATS = ("int4", "int8", "fp16")
 DEFAULT_GROUP_SIZE = GROUP_SIZES[0]
-QUANT_METHODS = ("mse", "rtn", "gptq")
+QUANT_METHODS = ("rtn", "mse", "gptq")
 
 # An int4 conversion keeps these at 8 bits: NNCF's rule for the embedding and the last matrix.
 _ALWAYS_INT8 = {Role.EMBEDDING, Role.HEAD}
@@ -88,7 +88,7 @@ def make_recipe(
     group_size: int | None = None,
     sym: bool = True,
     ratio: float = 1.0,
-    quant_method: str = "mse",
+    quant_method: str = "rtn",
     scores: Mapping[str, float] | None = None,
 ) -> Recipe:
     """Decide what becomes of every weight of a model, in optimum-cli's words.
