@@ -20,6 +20,7 @@ from aipc.serve.failures import RefusedError
 from aipc.serve.metrics import Metrics
 from aipc.serve.pool import Limits
 from aipc.serve.slots import Slots
+from aipc.serve.watch import Watch
 from serving import ANSWER, MESSAGES, Served, serving
 
 
@@ -64,7 +65,7 @@ def test_a_request_that_needs_more_room_than_there_is_takes_none() -> None:
 def test_a_request_that_is_given_up_at_once_leaves_its_place() -> None:
     async def run() -> None:
         pool = pool_module.Pool(["a"], lambda name: pytest.fail(), lambda name: 0, Limits(2**40))
-        answers = Desk(pool, Metrics(pool)).ask("a", [Question("x", {})], "client", live=True)
+        answers = Desk(pool, Metrics(pool, Watch())).ask("a", [Question("x", {})], "client", live=True)
         answers.cancel()
         await asyncio.sleep(0)
         assert pool.entries["a"].slots.running == 0

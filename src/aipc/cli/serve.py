@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import secrets
 from argparse import ArgumentParser, Namespace
@@ -95,10 +96,10 @@ def run(args: Namespace) -> int:
         server = Server(
             create_app(pool, policy), pool, drain_s=drain_s, verbose=args.verbose, started=announce
         )
-        try:
+        # uvicorn raises the signal again once it has ended well; whether it gets here depends on the moment.
+        with contextlib.suppress(KeyboardInterrupt):
             asyncio.run(_serve(server, pool, first, model, socket))
-        except KeyboardInterrupt:
-            console.note("the server has ended")
+    console.note("the server has ended")
     return 0
 
 
