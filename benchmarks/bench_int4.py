@@ -1,6 +1,6 @@
 """What int4 costs a checkpoint, by method: aipc's and NNCF's, by the same yardstick and from the same text.
 
-    python benchmarks/bench_int4.py [CHECKPOINT] [--group-size 128] [--text FILE] [--record int4.json]
+    python benchmarks/bench_int4.py [CHECKPOINT] [--group-size 128] [--text FILE] [--no-nncf]
 
 Each method writes a folder for OpenVINO: aipc by `aipc.convert`, NNCF by `nncf.compress_weights` on aipc's
 fp16 folder of the same checkpoint. What needs data has the text that aipc calibrates with. The yardstick is
@@ -22,6 +22,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ import numpy as np
 import aipc
 from aipc import demo
 from aipc.conversion.calibration import read_calibration
+from aipc.conversion.recipe import QUANT_METHODS
 from aipc.conversion.streamed import StreamedWeights
 from aipc.decoder import Decoder, forward
 from aipc.errors import require
@@ -65,6 +68,7 @@ def main() -> None:
     parser.add_argument("--group-size", type=int, default=128)
     parser.add_argument("--text", type=Path, help="to measure on")
     parser.add_argument("--draws", type=int, default=4)
+    parser.add_argument("--no-nncf", action="store_true", help="aipc's methods alone")
     parser.add_argument("--record", type=Path, help="write everything measured as JSON")
     args = parser.parse_args()
     ids = Text.load(args.checkpoint).encode(read_text(args.text))
@@ -73,7 +77,7 @@ def main() -> None:
     for draw in range(args.draws):
         with tempfile.TemporaryDirectory() as scratch:
             checkpoint = reordered(args.checkpoint, Path(scratch) / "checkpoint", draw)
-            for name, record in measure(checkpoint, Path(scratch), args.group_size, sequences):
+            for name, record in measure(checkpoint, Path(scratch), args, sequences):
                 results.setdefault(name, []).append(record)
                 print(f"draw {draw + 1}: {name}: KL {record['kl_mean']:.5f}", file=sys.stderr)
     print(report(results))
@@ -106,13 +110,17 @@ def reordered(checkpoint: Path, out: Path, draw: int) -> Path:
 
 
 def measure(
-    checkpoint: Path, scratch: Path, group_size: int, sequences: Sequence[Sequence[int]]
+    checkpoint: Path, scratch: Path, args: argparse.Namespace, sequences: Sequence[Sequence[int]]
 ) -> Iterator[tuple[str, dict[str, float]]]:
     """Every method's name, what its folder lost, and what it cost."""
     config, opened = open_checkpoint(checkpoint)
     original = original_scores(Decoder(config, StreamedWeights(opened)), sequences)
     calibration = read_calibration(checkpoint, config, None).sequences
-    for name, make in methods(checkpoint, scratch, group_size, calibration):
+    made = chain(
+        by_aipc(checkpoint, scratch, args.group_size),
+        () if args.no_nncf else by_nncf(checkpoint, scratch, args.group_size, calibration),
+    )
+    for name, make in made:
         start = time.perf_counter()
         folder = make()
         wall_s = time.perf_counter() - start
@@ -120,23 +128,20 @@ def measure(
         yield name, {"wall_s": wall_s, "bytes": folder_bytes(folder)} | record_of(loss)
 
 
-def methods(
+def by_aipc(checkpoint: Path, scratch: Path, group_size: int) -> Iterator[tuple[str, Callable[[], Path]]]:
+    """The name of each of aipc's methods, and what makes its folder."""
+    for method in QUANT_METHODS:
+        convert = partial(aipc.convert, checkpoint, scratch / method, group_size=group_size)
+        yield f"aipc {method}", partial(convert, quant_method=method)
+
+
+def by_nncf(
     checkpoint: Path, scratch: Path, group_size: int, calibration: Sequence[Sequence[int]]
 ) -> Iterator[tuple[str, Callable[[], Path]]]:
-    """Every method's name, and what makes its folder."""
-    for method in ("rtn", "mse", "gptq"):
-
-        def by_aipc(method: str = method) -> Path:
-            return aipc.convert(checkpoint, scratch / method, group_size=group_size, quant_method=method)
-
-        yield f"aipc {method}", by_aipc
+    """The name of each of NNCF's methods, and what makes its folder."""
     fp16 = aipc.convert(checkpoint, scratch / "fp16", weight_format="fp16")
     for number, (name, options) in enumerate(NNCF_METHODS.items()):
-
-        def by_nncf(number: int = number, options: dict[str, Any] = options) -> Path:
-            return compress(fp16, scratch / f"nncf-{number}", group_size, calibration, **options)
-
-        yield name, by_nncf
+        yield name, partial(compress, fp16, scratch / f"nncf-{number}", group_size, calibration, **options)
 
 
 def compress(
