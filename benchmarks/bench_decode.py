@@ -40,11 +40,11 @@ from peers import REQUIREMENTS, default_envs, peer_python
 AIPC_ONNX, AIPC_OPENVINO, GENAI = "aipc, ONNX Runtime", "aipc, OpenVINO", "onnxruntime-genai"
 PREPACKED = "aipc, ONNX Runtime, prepacked"
 LLAMA, LLAMA_NO_MMAP = "llama.cpp Q4_0", "llama.cpp Q4_0, without mmap"
-_PACKAGES = ("aipc", "numpy", "onnxruntime", "onnxruntime-genai", "openvino", "openvino-genai")
+PACKAGES = ("aipc", "numpy", "onnxruntime", "onnxruntime-genai", "openvino", "openvino-genai")
 # Both cores of a small machine compute: more samples would take a share of what is measured.
 _SAMPLE_EVERY_S = 0.2
 # Nothing here needs a hub, and a runtime's telemetry must not take a part of a core.
-_ENV = {"HF_HUB_OFFLINE": "1", "ORT_DISABLE_TELEMETRY": "1"}
+ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "ORT_DISABLE_TELEMETRY": "1"}
 _READ_BYTES = 16 * 2**20
 _MATRIX_OPERATORS = ("MatMulNBits", "MatMul", "Gemm")
 
@@ -92,7 +92,7 @@ def cells(args: argparse.Namespace, scratch: Path) -> list[Cell]:
 
 def prepare(folder: Path, cache: Path) -> None:
     """Have aipc pack the weights for this processor, and read the copy once."""
-    environment = {**os.environ, **_ENV, "AIPC_CACHE_DIR": str(cache)}
+    environment = {**os.environ, **ENVIRONMENT, "AIPC_CACHE_DIR": str(cache)}
     started = time.perf_counter()
     subprocess.run([*AIPC, "models", "prepare", str(folder)], check=True, env=environment)
     size = folder_bytes(cache)
@@ -152,7 +152,7 @@ def run_apart(cell: Cell, args: argparse.Namespace) -> dict[str, Any]:
         command += ["--threads", str(args.threads), "--vocab-size", str(args.vocab_size)]
         command += ["--prompt-tokens", str(args.prompt_tokens), "--new-tokens", str(args.new_tokens)]
         command += ["--repeats", str(args.repeats), "--started", repr(time.perf_counter())]
-        environment = _ENV | {"AIPC_CACHE_DIR": str(cell.cache)}
+        environment = ENVIRONMENT | {"AIPC_CACHE_DIR": str(cell.cache)}
         watched = watch(command, Path(scratch) / "log", environment, _SAMPLE_EVERY_S)
         return json.loads(answer.read_text(encoding="utf-8")) | {"watched": dataclasses.asdict(watched)}
 
@@ -320,7 +320,7 @@ def main() -> None:
         content = {
             "command": sys.argv,
             "options": {name: getattr(args, name) for name in options},
-            "versions": {"aipc": versions(sys.executable, _PACKAGES)},
+            "versions": {"aipc": versions(sys.executable, PACKAGES)},
             "llama": llama_description(peer_python("llama", args.envs)) if args.gguf else None,
             "bandwidths_bytes_per_s": bandwidths,
             "weight_bytes": {cell.name: cell.weight_bytes for cell in used},

@@ -43,11 +43,7 @@ def ask_all(
     random = np.random.default_rng(0)
 
     def request(length: int) -> tuple[dict[str, Any], Arrivals]:
-        # The first three ids and the last hundred hold this family's special tokens.
-        ids = random.integers(3, vocab_size - 100, length).tolist()
-        asked = time.perf_counter()
-        arrivals = ask(ids, new_tokens)
-        return summarise(length, new_tokens, asked, arrivals), arrivals
+        return ask_once(ask, random, vocab_size, length, new_tokens)
 
     first = [request(length) for length in prompt_tokens]
     return {
@@ -55,6 +51,17 @@ def ask_all(
         "first_requests": [summary for summary, _ in first],
         "requests": [request(length)[0] for _ in range(repeats) for length in prompt_tokens],
     }
+
+
+def ask_once(
+    ask: Ask, random: np.random.Generator, vocab_size: int, prompt_tokens: int, new_tokens: int
+) -> tuple[dict[str, Any], Arrivals]:
+    """One request with a new prompt: its summary, and what it is made from."""
+    # The first three ids and the last hundred hold this family's special tokens.
+    ids = random.integers(3, vocab_size - 100, prompt_tokens).tolist()
+    asked = time.perf_counter()
+    arrivals = ask(ids, new_tokens)
+    return summarise(prompt_tokens, new_tokens, asked, arrivals), arrivals
 
 
 def summarise(prompt_tokens: int, new_tokens: int, asked: float, arrivals: Arrivals) -> dict[str, Any]:
