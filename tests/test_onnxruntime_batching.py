@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from aipc.conversion.checkpoint import Checkpoint
 from aipc.conversion.convert import write_weights
 from aipc.conversion.formats import formats_named
+from aipc.conversion.onnx_weights import COS, SIN
 from aipc.conversion.recipe import make_recipe
 from aipc.errors import DeviceError, UsageError
 from aipc.runtimes import onnxruntime_batching, onnxruntime_engine
@@ -22,10 +24,13 @@ from aipc.runtimes.memory import available_bytes
 from aipc.runtimes.onnxruntime_batching import MAX_ROWS, BatchEngine
 from aipc.runtimes.onnxruntime_decoder import Decoder
 from aipc.runtimes.onnxruntime_engine import OnnxEngine
-from aipc.runtimes.onnxruntime_options import Options
+from aipc.runtimes.onnxruntime_options import FACTORS_MODEL_FILE, Options
 from aipc.types import Sampling
-from checkpoints import GQA
+from checkpoints import GQA, LONGROPE
 from sessions import CONTEXT, GREEDY, RandomModel, Script, ids
+
+# Of checkpoints.LONGROPE.
+BORDER = 64
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +55,9 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     sizes: list[tuple[int, int]] = []
     bound = Decoder._bound
 
-    def counted(decoder: Decoder, first: int, ids: np.ndarray, held: np.ndarray, *, far: bool) -> Any:
+    def counted(decoder: Decoder, first: int, ids: np.ndarray, *rest: np.ndarray) -> Any:
         sizes.append((ids.shape[0], ids.shape[1]))
-        return bound(decoder, first, ids, held, far=far)
+        return bound(decoder, first, ids, *rest)
 
     monkeypatch.setattr(Decoder, "_bound", counted)
     return sizes
@@ -192,47 +197,165 @@ def test_memory_is_known_here() -> None:
     assert (available_bytes() or 0) > 2**20
 
 
-def test_longropes_border_is_crossed_with_everything_computed_anew(
-    model: RandomModel, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture(scope="module")
+def longrope(tmp_path_factory: pytest.TempPathFactory) -> RandomModel:
+    """With two sets of factors, which change after 64 tokens."""
+    return RandomModel("onnxruntime", tmp_path_factory.mktemp("longrope"), LONGROPE, weight_format="fp16")
+
+
+@pytest.fixture(scope="module", params=["told", "by the mask"])
+def longrope_folder(
+    longrope: RandomModel, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Our folder, and one whose graph chooses the factors as the model builder's do."""
+    if request.param == "told":
+        return longrope.folder
+    folder = tmp_path_factory.mktemp("builder") / "longrope"
+    shutil.copytree(longrope.folder, folder)
+    (folder / FACTORS_MODEL_FILE).unlink()
+    choose_by_the_mask(folder / "model.onnx", BORDER)
+    return folder
+
+
+def choose_by_the_mask(path: Path, border: int) -> None:
+    """Rewrite our graph: attention rotates, by tables that the length of the mask chooses for all rows."""
+    model = onnx.load(path, load_external_data=False)
+    graph = model.graph
+    ours = {node.output[0]: node for node in graph.node}
+    kept = [
+        node
+        for node in graph.node
+        if node.op_type != "RotaryEmbedding"
+        and not node.name.endswith("self_attn.split")
+        and not node.name.startswith("rope/")
+    ]
+    int64 = {"first": [0], "border": [border], "end": [2**31], "axis": [0]}
+    graph.initializer.extend(
+        onnx.helper.make_tensor(f"by_mask/{name}", onnx.TensorProto.INT64, [1], values)
+        for name, values in int64.items()
+    )
+    chosen = [
+        onnx.helper.make_node("Greater", ["mask/shape", "by_mask/border"], ["by_mask/is_long"]),
+        onnx.helper.make_node(
+            "Where", ["by_mask/is_long", "by_mask/border", "by_mask/first"], ["by_mask/row"]
+        ),
+        *(
+            onnx.helper.make_node(
+                "Slice", [name, "by_mask/row", "by_mask/end", "by_mask/axis"], [f"{name}/chosen"]
+            )
+            for name in (COS, SIN)
+        ),
+    ]
+    for node in kept:
+        if node.op_type == "GroupQueryAttention":
+            split = ours[ours[node.input[0]].input[0]] if node.input[0] in ours else None
+            assert split is not None
+            fused = split.input[0]
+            node.input[:] = [fused, "", "", *node.input[3:], f"{COS}/chosen", f"{SIN}/chosen"]
+            next(item for item in node.attribute if item.name == "do_rotary").i = 1
+    shape = next(place for place, node in enumerate(kept) if node.name == "mask/shape")
+    kept[shape + 1 : shape + 1] = chosen
+    del graph.node[:]
+    graph.node.extend(kept)
+    positions = next(item for item in graph.input if item.name == "position_ids")
+    graph.input.remove(positions)
+    onnx.save(model, path)
+
+
+def test_longropes_streams_on_both_sides_come_and_go(longrope: RandomModel, longrope_folder: Path) -> None:
+    """Also those that begin below the border and end beyond it, and more of them than there are rows."""
+    engine = load(longrope_folder, border=BORDER)
+    assert isinstance(engine, BatchEngine)
+    lengths = [(3, 40), (300, 9), (60, 30), (1, 64), (1, 65), (20, 5), (64, 1), (65, 1), (33, 70), (150, 25)]
+    requests = [
+        Request(number, ids(prompt, seed=number), Sampling(max_new_tokens=new))
+        for number, (prompt, new) in enumerate(lengths * 2, start=1)
+    ]
+    assert len(requests) > 2 * MAX_ROWS
+    script = Script(*requests[:5])
+    late = requests[5:]
+
+    def come_later(number: int, count: int, end: bool) -> None:
+        if late and (end or count == 20):
+            script.queue.append(late.pop())
+
+    script.react = come_later
+    script.run(engine)
+    assert not script.errors
+    assert script.ids == {request.number: expected(longrope, request) for request in requests}
+
+
+def test_longropes_chat_computes_what_is_new_and_all_anew_at_the_border(
+    longrope: RandomModel, longrope_folder: Path, steps: list[tuple[int, int]]
 ) -> None:
-    engine = load(model.folder, border=100)
-    calls: list[tuple[int, int, bool, int]] = []
-    bound = Decoder._bound
-
-    def recorded(decoder: Decoder, first: int, ids: np.ndarray, held: np.ndarray, *, far: bool) -> Any:
-        binding = bound(decoder, first, ids, held, far=far)
-        calls.append((len(ids), ids.shape[1], far, int(held.max()) + ids.shape[1]))
-        return binding
-
-    monkeypatch.setattr(Decoder, "_bound", recorded)
-    crossing, near = Request(1, ids(95), Sampling(max_new_tokens=10)), Request(2, ids(20), GREEDY)
-    script = run(engine, crossing, near)
-    assert script.ids[1] == expected(model, crossing)
-    assert script.ids[2] == expected(model, near)
-    anew = [(tokens, total) for rows, tokens, far, total in calls if far and tokens > 1]
-    assert anew == [(32, 32), (32, 64), (32, 96), (5, 101)]
-    assert all(far == (total > 100) for rows, tokens, far, total in calls if tokens == 1)
+    engine = load(longrope_folder, border=BORDER)
+    tokens, sampling = ids(20), Sampling(max_new_tokens=8)
+    sizes = []
+    for turn in range(5):
+        steps.clear()
+        request = Request(turn, tokens, sampling)
+        answer = run(engine, request).ids[turn]
+        assert answer == expected(longrope, request)
+        sizes.append(computed(steps))
+        tokens = tokens + answer + ids(7, seed=turn)
+    # 20, 35, 50, 65 and 80 tokens: the fourth is computed anew, the fifth goes on from it.
+    assert sizes == [27, 8 + 7, 8 + 7, 65 + 7, 8 + 7]
 
 
-def test_the_graph_sees_a_long_text_beyond_the_border(
-    model: RandomModel, monkeypatch: pytest.MonkeyPatch
+def test_a_beginning_on_the_other_side_of_the_border_is_not_copied(
+    longrope: RandomModel, steps: list[tuple[int, int]]
 ) -> None:
-    """LongRoPE's factors are chosen inside the graph, by the length of the mask."""
-    decoder = Decoder(model.folder, {}, border=100)
-    decoder.cache.resize(1, 256, [])
-    near = decoder.step(0, np.array([ids(20)]), np.array([0]), far=False)
-    far = decoder.step(0, np.array([ids(20)]), np.array([0]), far=True)
-    assert np.array_equal(near, far), "without LongRoPE a longer mask changes nothing"
-    widths: list[int] = []
-    ones = np.arange
+    """The same prompt twice, and the second may come to more."""
+    engine = load(longrope.folder, border=BORDER)
+    near = Request(1, ids(40), Sampling(max_new_tokens=25))
+    far = Request(2, ids(40), Sampling(max_new_tokens=26))
+    also_far = Request(3, ids(40), Sampling(max_new_tokens=60))
+    script = Script(near)
+    script.react = lambda number, count, end: script.queue.append(far) if (number, count) == (1, 3) else None
+    script.run(engine)
+    assert script.ids == {request.number: expected(longrope, request) for request in (near, far)}
+    assert computed(steps) == 2 * 40 + 24 + 25
+    steps.clear()
+    assert run(engine, also_far).ids[3] == expected(longrope, also_far)
+    assert computed(steps) == 60, "what the second left is taken"
 
-    def arange(stop: int, *rest: int) -> np.ndarray:
-        widths.append(stop)
-        return ones(stop, *rest)
 
-    monkeypatch.setattr(np, "arange", arange)
-    decoder.step(0, np.array([ids(20)]), np.array([0]), far=True)
-    assert 101 in widths
+def test_one_step_has_rows_of_both_sides_where_the_graph_is_told(
+    longrope: RandomModel, longrope_folder: Path, steps: list[tuple[int, int]]
+) -> None:
+    engine = load(longrope_folder, border=BORDER)
+    requests = [Request(n, ids(9, seed=n), Sampling(max_new_tokens=new)) for n, new in ((1, 30), (2, 90))]
+    script = run(engine, *requests)
+    assert script.ids == {request.number: expected(longrope, request) for request in requests}
+    assert ((2, 1) in steps) is (longrope_folder == longrope.folder)
+
+
+def test_a_short_text_of_long_factors_has_room_for_the_mask_that_chooses_them(
+    longrope: RandomModel, longrope_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnxruntime_batching, "CAPACITY_STEP", 16)
+    monkeypatch.setattr(onnxruntime_batching, "ANSWER_TOKENS", 8)
+    request = Request(1, ids(5), Sampling(max_new_tokens=100))
+    assert run(load(longrope_folder, border=BORDER), request).ids[1] == expected(longrope, request)
+
+
+def test_rows_of_a_step_have_each_their_own_factors(longrope: RandomModel) -> None:
+    decoder = Decoder(longrope.folder, {}, BORDER)
+    text = np.array([ids(20), ids(20)])
+    decoder.cache.resize(2, 32, [])
+    both = decoder.step(0, text, np.array([0, 0]), np.array([False, True]))
+    alone = [decoder.step(0, text[:1], np.array([0]), np.array([far]))[0] for far in (False, True)]
+    np.testing.assert_allclose(both, alone, rtol=1e-4, atol=1e-4)
+    assert np.abs(both[0] - both[1]).max() > 0.01
+
+
+def test_positions_and_two_kinds_of_rotation_untold_go_to_genai(
+    longrope: RandomModel, tmp_path: Path
+) -> None:
+    folder = tmp_path / "untold"
+    shutil.copytree(longrope.folder, folder)
+    (folder / FACTORS_MODEL_FILE).unlink()
+    assert isinstance(load(folder, border=BORDER), OnnxEngine)
 
 
 def test_a_request_that_fails_ends_alone(

@@ -14,9 +14,11 @@ from aipc.errors import CheckpointError, StorageError
 from aipc.runtimes import onnxruntime_batching, onnxruntime_prepacked
 from aipc.runtimes.engine import Request
 from aipc.runtimes.onnxruntime_batching import BatchEngine
-from aipc.runtimes.onnxruntime_options import Options
+from aipc.runtimes.onnxruntime_decoder import graph_file
+from aipc.runtimes.onnxruntime_options import FACTORS_MODEL_FILE, Options
 from aipc.runtimes.onnxruntime_prepacked import make, prepacked_graph
-from checkpoints import GQA
+from aipc.types import Sampling
+from checkpoints import GQA, LONGROPE
 from sessions import CONTEXT, GREEDY, RandomModel, Script, ids
 
 
@@ -128,6 +130,27 @@ def test_what_does_not_fit_is_made_anew(
     assert engine.about["notes"]
     assert prepacked_graph(copy, graph(model)) is not None
     assert answer(engine) == answer(load(model, None))
+
+
+def test_the_graph_that_is_told_longropes_factors_is_packed_with_the_weights_of_both(
+    tmp_path: Path, copy: Path
+) -> None:
+    model = RandomModel("onnxruntime", tmp_path, LONGROPE, weight_format="int4", group_size=32)
+    border, told = model.config.rope_border, model.folder / FACTORS_MODEL_FILE
+    assert graph_file(model.folder) == told
+    request = Request(1, ids(40), Sampling(max_new_tokens=40))
+    given = []
+    for where in (None, str(copy)):
+        engine = onnxruntime_batching.load(
+            Options(str(model.folder), "CPU", {}, CONTEXT, border, where, where is not None)
+        )
+        script = Script(request)
+        script.run(engine)
+        given.append(script.ids[1])
+    assert given[0] == given[1]
+    assert prepacked_graph(copy, told) is not None
+    os.utime(model.folder / "model.onnx.data", ns=(1, 1))
+    assert prepacked_graph(copy, told) is None
 
 
 def test_weights_that_changed_are_packed_anew(model: RandomModel, copy: Path) -> None:

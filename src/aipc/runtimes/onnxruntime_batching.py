@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from aipc.errors import AipcError, StorageError, UnsupportedModelError
+from aipc.longrope import takes_long_factors
 from aipc.runtimes.engine import Engine, Inbox, Outbox, Request, serve
 from aipc.runtimes.memory import available_bytes
 from aipc.runtimes.onnxruntime_decoder import FAILURES, Decoder, graph_file
@@ -230,9 +231,11 @@ class BatchEngine:
 
     def _row_for(self, request: Request) -> Row:
         """A free row that holds as much of the prompt's beginning as any row does."""
+        far = takes_long_factors(self._border, len(request.prompt), request.sampling.max_new_tokens)
+        capacity = max(_expected(request), self._decoder.least_capacity(far=far))
         if all(row.stream is not None for row in self._rows):
-            self._reserve(min(2 * len(self._rows) or 1, MAX_ROWS), _expected(request))
-        rows, far = self._rows, self._is_far(len(request.prompt))
+            self._reserve(min(2 * len(self._rows) or 1, MAX_ROWS), capacity)
+        rows = self._rows
         # The last token is always computed: its scores are asked for.
         wanted = request.prompt[:-1]
         shared = [_common(row.held, wanted) if row.far is far else 0 for row in rows]
@@ -246,7 +249,7 @@ class BatchEngine:
         # What is no beginning of this prompt gives its memory back with the rest.
         rows[target].held = rows[target].held[: shared[target]]
         self._make_room(rows[target], _expected(request))
-        self._reserve(len(rows), _expected(request))
+        self._reserve(len(rows), capacity)
         if shared[best] > shared[target] and rows[best].held:
             self._cache.copy(best, target, shared[best])
             shared[target] = shared[best]
@@ -297,7 +300,7 @@ class BatchEngine:
                 scores = None
             else:
                 held = np.array([start])
-                scores = self._decoder.step(place, np.array([ids], np.int64), held, far=row.far)
+                scores = self._decoder.step(place, np.array([ids], np.int64), held, np.array([row.far]))
         except FAILURES as exc:
             self._fail([row], exc, inbox, outbox)
             return
@@ -308,22 +311,28 @@ class BatchEngine:
 
     def _decode(self, inbox: Inbox, outbox: Outbox) -> None:
         """A token of every stream that has one token to compute."""
-        ready = self._gather()
         place = 0
-        for far, group in itertools.groupby(ready, key=lambda row: row.far):
-            rows = list(group)
+        for rows in self._steps():
             first, place = place, place + len(rows)
             ids = [row.stream.tokens[-1:] for row in rows if row.stream is not None]
             held = np.array([len(row.held) for row in rows])
             try:
                 self._reserve(0, int(held.max()) + 1)
-                scores = self._decoder.step(first, np.array(ids, np.int64), held, far=far)
+                far = np.array([row.far for row in rows])
+                scores = self._decoder.step(first, np.array(ids, np.int64), held, far)
             except FAILURES as exc:
                 self._fail(rows, exc, inbox, outbox)
                 continue
             for row, new, of_row in zip(rows, ids, scores, strict=True):
                 row.held += new
                 self._give(row, of_row, inbox, outbox)
+
+    def _steps(self) -> list[list[Row]]:
+        """The rows with one token to compute, as they may be computed together."""
+        rows = self._gather()
+        if self._decoder.one_kind_a_step:
+            return [list(group) for _, group in itertools.groupby(rows, key=lambda row: row.far)]
+        return [rows] if rows else []
 
     def _gather(self) -> list[Row]:
         """The rows with one token to compute, moved to the front: a step sees rows in one piece."""
@@ -343,9 +352,6 @@ class BatchEngine:
         outbox.ids(stream.request.number, stream.choose(scores), end=stream.ended)
         if stream.ended:
             self._end(row, inbox)
-        elif row.far is not self._is_far(len(stream.tokens)):
-            # Keys are kept rotated: those by the other factors are of no use any more.
-            row.held, row.far = [], not row.far
 
     def _end(self, row: Row, inbox: Inbox) -> None:
         if row.stream is not None:
@@ -361,9 +367,6 @@ class BatchEngine:
                 outbox.error(row.stream.request.number, error)
             row.held = []
             self._end(row, inbox)
-
-    def _is_far(self, tokens: int) -> bool:
-        return self._border is not None and tokens > self._border
 
 
 def _expected(request: Request) -> int:

@@ -22,6 +22,7 @@ from aipc.errors import UnsupportedModelError, UsageError
 from aipc.phi3 import read_json_object
 from aipc.runtimes.cores import physical_cores
 from aipc.runtimes.onnxruntime_errors import translated
+from aipc.runtimes.onnxruntime_options import FACTORS_MODEL_FILE, LONG_FACTORS
 
 # The package reports to Microsoft unless it finds this before it is imported.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
@@ -40,7 +41,6 @@ _CACHE_TYPES: dict[str, np.dtype[Any]] = {
     "tensor(float)": np.dtype(np.float32),
     "tensor(float16)": np.dtype(np.float16),
 }
-_FACTORS_MODEL_FILE = "model_long_factors.onnx"
 _IDS, _MASK, _POSITIONS, _LOGITS = "input_ids", "attention_mask", "position_ids", "logits"
 
 
@@ -124,8 +124,9 @@ def _untouched(nbytes: int) -> mmap.mmap | bytes:
 class Decoder:
     """A model that computes one step of some rows of its cache.
 
-    cache        which its caller makes as large as it needs
-    vocab_size   how many scores a step gives for each row
+    cache            which its caller makes as large as it needs
+    vocab_size       how many scores a step gives for each row
+    one_kind_a_step  whether all rows of a step have the same of LongRoPE's factors
     """
 
     def __init__(
@@ -152,20 +153,25 @@ class Decoder:
         self.cache = KVCache(_cache_shape(self._session, decoder))
         self.vocab_size = _vocab_size(self._session)
         self._border = border
-        if border is not None and _POSITIONS in self._names:
+        self.one_kind_a_step = border is not None and LONG_FACTORS not in self._names
+        if self.one_kind_a_step and _POSITIONS in self._names:
             raise _unsupported("it takes positions and has two kinds of rotation")
         self._without_logits = ort.RunOptions()
         self._without_logits.only_execute_path_to_fetches = True
 
-    def step(self, first: int, ids: np.ndarray, held: np.ndarray, *, far: bool) -> np.ndarray:
+    def least_capacity(self, *, far: bool) -> int:
+        """How many tokens a row must have room for, whatever it holds."""
+        return self._border + 1 if far and self.one_kind_a_step and self._border is not None else 0
+
+    def step(self, first: int, ids: np.ndarray, held: np.ndarray, far: np.ndarray) -> np.ndarray:
         """Compute the next tokens of the rows from `first` on; the cache holds them afterwards.
 
         ids      [rows, tokens] int64
         held     [rows] how many tokens the cache holds of each row
-        far      rotate by LongRoPE's factors for long texts
+        far      [rows] bool: rotate by LongRoPE's factors for long texts
         returns  the scores of what could follow, [rows, vocab_size] float32
         """
-        binding = self._bound(first, ids, held, far=far)
+        binding = self._bound(first, ids, held, far)
         binding.bind_output(_LOGITS, "cpu")
         self._session.run_with_iobinding(binding)
         scores: np.ndarray = binding.get_outputs()[-1].numpy()[:, -1].astype(np.float32, copy=False)
@@ -173,15 +179,15 @@ class Decoder:
 
     def extend(self, row: int, ids: np.ndarray, held: int, *, far: bool) -> None:
         """The same for one row whose scores nobody asks for: the head is left out."""
-        binding = self._bound(row, ids, np.array([held]), far=far)
+        binding = self._bound(row, ids, np.array([held]), np.array([far]))
         self._session.run_with_iobinding(binding, self._without_logits)
 
-    def _bound(self, first: int, ids: np.ndarray, held: np.ndarray, *, far: bool) -> ort.IOBinding:
+    def _bound(self, first: int, ids: np.ndarray, held: np.ndarray, far: np.ndarray) -> ort.IOBinding:
         rows, count = ids.shape
         for row, known in enumerate(held, first):
             self.cache.touch(row, int(known) + count)
         total = int(held.max()) + count
-        if far and self._border is not None:
+        if self.one_kind_a_step and self._border is not None and far[0]:
             # The graph looks at the length of the mask.
             total = max(total, self._border + 1)
         mask = (np.arange(total) < (held + count)[:, None]).astype(np.int64)
@@ -190,6 +196,8 @@ class Decoder:
         binding.bind_cpu_input(_MASK, mask)
         if _POSITIONS in self._names:
             binding.bind_cpu_input(_POSITIONS, held[:, None] + np.arange(count))
+        if LONG_FACTORS in self._names:
+            binding.bind_cpu_input(LONG_FACTORS, far[:, None].astype(np.int64))
         for part, whole in enumerate(self.cache.parts):
             layer, word = part // 2, ("key", "value")[part % 2]
             view = whole[first : first + rows]
@@ -210,11 +218,12 @@ def open_graph(path: Path, options: ort.SessionOptions) -> ort.InferenceSession:
 
 
 def graph_file(folder: Path) -> Path:
-    """The graph of a model in one piece.
+    """The graph of a model in one piece: where there are two, that which is told LongRoPE's factors.
 
     raises   UnsupportedModelError, CheckpointError
     """
-    return folder / str(_decoder_config(folder)["filename"])
+    told = folder / FACTORS_MODEL_FILE
+    return told if told.is_file() else folder / str(_decoder_config(folder)["filename"])
 
 
 def session_options(properties: Mapping[str, Any]) -> ort.SessionOptions:
@@ -249,8 +258,6 @@ def _decoder_config(folder: Path) -> dict[str, Any]:
     window = decoder.get("sliding_window")
     if isinstance(window, dict) and window.get("slide_key_value_cache") is not False:
         raise _unsupported("its cache slides")
-    if (folder / _FACTORS_MODEL_FILE).is_file():
-        raise _unsupported("a second graph is told which of LongRoPE's factors to take")
     name = decoder.get("filename")
     if not isinstance(name, str) or Path(name).name != name:
         raise _unsupported("its graph is in another folder")
@@ -271,7 +278,8 @@ def _cache_shape(session: ort.InferenceSession, decoder: Mapping[str, Any]) -> C
     words = [f"{layer}.{part}" for layer in range(layers) for part in ("key", "value")]
     caches = [inputs.pop(f"past_key_values.{word}", None) for word in words]
     caches += [outputs.pop(f"present.{word}", None) for word in words]
-    if not {_IDS, _MASK} <= {*inputs} <= {_IDS, _MASK, _POSITIONS} or {*outputs} != {_LOGITS}:
+    known = {_IDS, _MASK, _POSITIONS, LONG_FACTORS}
+    if not {_IDS, _MASK} <= {*inputs} <= known or {*outputs} != {_LOGITS}:
         raise _unsupported("the graph has other inputs or outputs")
     kinds = {None if node is None else node.type for node in caches}
     sizes = {(node.shape[1], node.shape[3]) for node in caches if node is not None and len(node.shape) == 4}

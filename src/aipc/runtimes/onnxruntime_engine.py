@@ -23,7 +23,7 @@ from aipc.phi3 import read_json_object
 from aipc.runtimes.cores import physical_cores
 from aipc.runtimes.engine import Inbox, Outbox, Request, serve
 from aipc.runtimes.onnxruntime_errors import failed, gist, translated
-from aipc.runtimes.onnxruntime_options import Options
+from aipc.runtimes.onnxruntime_options import FACTORS_MODEL_FILE, LONG_FACTORS, Options
 from aipc.runtimes.sampling import choose
 from aipc.types import Sampling
 
@@ -43,9 +43,6 @@ ENOUGH_ROOM = 256
 
 _PROVIDERS = {"CPU": "", "CUDA": "cuda", "DML": "dml"}
 
-# The graph of our folders that is told which of LongRoPE's factors to take, and the input that tells it.
-FACTORS_MODEL_FILE = "model_long_factors.onnx"
-LONG_FACTORS = "long_factors"
 # A generator reads these arrays at every step and does not copy them.
 _CHOICES = {False: np.array([[0]], np.int64), True: np.array([[1]], np.int64)}
 

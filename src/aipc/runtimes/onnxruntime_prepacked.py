@@ -96,14 +96,22 @@ def _save(graph: Path, folder: Path) -> None:
 
 def _stamp(copy: Path, graph: Path) -> Mapping[str, Any]:
     """What a copy depends on, and what it is."""
-    sources = sorted(path for path in graph.parent.iterdir() if path.name.startswith(graph.name))
     return {
         "format": _FORMAT,
         "onnxruntime": version(),
         "processor": _processor(),
-        "sources": {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in sources},
+        "sources": {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in _sources(graph)},
         "files": {name: [(copy / name).stat().st_size, _sampled(copy / name)] for name in (_GRAPH, _DATA)},
     }
+
+
+def _sources(graph: Path) -> list[Path]:
+    """A graph, and what may hold its weights: two graphs can share theirs, under the name of one."""
+    return sorted(
+        path
+        for path in graph.parent.iterdir()
+        if path == graph or (".onnx" in path.name and path.suffix != ".onnx")
+    )
 
 
 def _processor() -> str:
@@ -133,8 +141,7 @@ def _remove_stale(copy: Path) -> None:
 
 
 def _check_space(parent: Path, graph: Path) -> None:
-    sources = [path for path in graph.parent.iterdir() if path.name.startswith(graph.name)]
-    needed = int(_ROOM * sum(path.stat().st_size for path in sources))
+    needed = int(_ROOM * sum(path.stat().st_size for path in _sources(graph)))
     free = shutil.disk_usage(parent).free
     if free < needed:
         raise StorageError(
