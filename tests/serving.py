@@ -16,7 +16,7 @@ from aipc.serve.guard import Policy
 from aipc.serve.pool import Limits, Pool
 from aipc.serve.server import Server, listen
 from aipc.text import Text
-from aipc.types import Sampling, Stream
+from aipc.types import Prefill, Sampling, ScoredToken, TokenStream
 from tokenizers_for_tests import write_gpt_style, write_llama_style
 
 ANSWER = "The neural processing unit runs the model."
@@ -35,7 +35,8 @@ Play = Callable[[list[int], Sampling], Iterator[int]]
 class ScriptedSession:
     """Plays a script for each request, and remembers what was asked.
 
-    play   the script: gives ids, waits or raises
+    play     the script: gives ids, waits or raises
+    cached   how many tokens of a prompt need not be computed, for all that is known
     """
 
     device, precision, context_length, notes = "CPU", "int4", 512, ()
@@ -46,12 +47,14 @@ class ScriptedSession:
         self.samplings: list[Sampling] = []
         self.ended = 0
         self.closed = False
+        self.cached: int | None = None
 
-    def generate(self, prompt: Sequence[int], sampling: Sampling) -> Stream[int]:
+    def generate(self, prompt: Sequence[int], sampling: Sampling) -> TokenStream:
         cancelled = threading.Event()
         self.prompts.append(list(prompt))
         self.samplings.append(sampling)
-        return Stream(self._ids(list(prompt), sampling, cancelled), cancelled)
+        ids = self._ids(list(prompt), sampling, cancelled)
+        return TokenStream(ids, cancelled, Prefill(self.cached))
 
     def _ids(
         self, prompt: list[int], sampling: Sampling, cancelled: threading.Event
@@ -90,6 +93,23 @@ class Served:
         text = self.tools_text if name == "tools" else self.text
         self.sessions[name] = ScriptedSession(self.saying(ANSWER, text))
         return Model(name, text, self.sessions[name], runtime="a script")
+
+    def scoring(self, words: str) -> Play:
+        """A script that also says, to those who ask, that its tokens are the likeliest, and of 30 others."""
+
+        def play(prompt: list[int], sampling: Sampling) -> Iterator[int]:
+            ids = [*self.text.encode(words), min(self.text.stop_ids)]
+            for place, token in enumerate(ids):
+                if sampling.logprobs is None:
+                    yield token
+                else:
+                    others = [
+                        (token, -float(place)),
+                        *((one, -50.0 - one) for one in range(300, 330) if one != token),
+                    ]
+                    yield ScoredToken(token, -float(place), others[: sampling.logprobs])
+
+        return play
 
     def saying(self, words: str, text: Text | None = None) -> Play:
         """A script that says this and ends."""

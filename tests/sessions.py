@@ -92,6 +92,7 @@ class Script:
     def __init__(self, *requests: Request) -> None:
         self.queue = list(requests)
         self.ids: dict[int, list[int]] = {}
+        self.cached: dict[int, int] = {}
         self.errors: dict[int, Exception] = {}
         self.gone: set[int] = set()
         self.closed = False
@@ -111,7 +112,10 @@ class Script:
     def error(self, number: int, error: Exception) -> None:
         self.errors[number] = error
 
-    def answer(self, number: int, new: Sequence[int], *, end: bool) -> None:
+    def answer(self, number: int, new: Sequence[int], *, end: bool, cached: int | None = None) -> None:
+        if cached is not None:
+            assert number not in self.cached, "it is said once"
+            self.cached[number] = cached
         self.ids.setdefault(number, []).extend(new)
         self.react(number, len(self.ids[number]), end)
 

@@ -152,6 +152,15 @@ def test_what_the_runtime_refuses_is_the_callers_mistake(
     assert model.generate("What is an NPU?", max_new_tokens=20).text == free
 
 
+def test_log_probabilities_know_nothing_of_the_grammar(model: Model) -> None:
+    """Of the few tokens that may follow, one would have a large share; of all tokens each has a small one."""
+    answer = model.generate(
+        "What is an NPU?", response_format={"type": "regex", "pattern": "qqq"}, logprobs=0, max_new_tokens=20
+    )
+    assert b"".join(token.content for token in answer.logprobs).strip() == b"qqq"
+    assert answer.logprobs[0].logprob < -5
+
+
 def test_free_text_is_free_again_after_guided(model: Model) -> None:
     free = model.generate("What is an NPU?", max_new_tokens=20).text
     model.generate("What is an NPU?", response_format={"type": "regex", "pattern": "x+"}, max_new_tokens=3)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from aipc.errors import DeviceError, UsageError
 from aipc.model import Model, load
 from aipc.runtimes.base import OPENVINO, Device
 from aipc.text import Text
-from aipc.types import Message, Sampling
+from aipc.types import Chunk, Message, Prefill, Sampling, ScoredToken, TokenLogprob, TokenStream
 from tokenizers_for_tests import write_llama_style
 
 ANSWER = "The neural processing unit runs the model – naïve, 日本語."
@@ -166,6 +167,78 @@ def test_the_sampling_reaches_the_session_with_all_stop_ids(model: Model, sessio
     (sampling,) = session.samplings
     assert (sampling.temperature, sampling.top_k, sampling.seed) == (0.5, 7, 3)
     assert sampling.stop_ids == model.text.stop_ids
+
+
+class ScoringSession(ScriptedSession):
+    """Its tokens are told to be the likelier, the earlier they come."""
+
+    def _ids(self, most: int) -> Iterator[int]:
+        for place, token in enumerate(super()._ids(most)):
+            yield ScoredToken(token, -float(place), [(token, -float(place)), (7, -9.0)])
+
+
+def likely(text: Text, words: str, **options: Any) -> tuple[list[Chunk], list[TokenLogprob]]:
+    """The chunks, and what is told of all tokens."""
+    session = ScoringSession([*text.encode(words), min(text.stop_ids)])
+    model = Model("scripted", text, session, runtime="a script")
+    chunks = list(model.stream("Hello", logprobs=1, **options))
+    told = [one for chunk in chunks for one in chunk.logprobs]
+    assert all(type(token) is int for chunk in chunks for token in chunk.token_ids)
+    return chunks, told
+
+
+def test_what_is_told_of_tokens_is_told_with_their_text(text: Text) -> None:
+    words = "naïve 🙂 units"
+    chunks, told = likely(text, words)
+    ids = text.encode(words)
+    assert "".join(chunk.text for chunk in chunks) == words
+    # The face is bytes, which become text together.
+    assert [len(chunk.logprobs) for chunk in chunks if "🙂" in chunk.text] > [1]
+    assert [one.token_id for one in told] == ids
+    assert b"".join(one.content for one in told).decode().lstrip() == words
+    assert [one.logprob for one in told] == [-float(place) for place in range(len(ids))]
+    assert [one.likeliest[1].token_id for one in told] == [7] * len(ids)
+    assert told[0].likeliest[0] == TokenLogprob(ids[0], told[0].content, 0.0, 0)
+    # "units" begins behind eight characters, whatever the tokenizer puts in front of the first word.
+    assert max(one.offset for one in told if words[one.offset :].startswith(("units", " units"))) in {7, 8}
+    assert all(words[one.offset :].encode().startswith(one.content.lstrip()) for one in told[:3])
+
+
+def test_nothing_is_told_of_what_a_stop_string_swallows(text: Text) -> None:
+    chunks, told = likely(text, ANSWER, stop="unit runs")
+    assert "".join(chunk.text for chunk in chunks) == "The neural processing "
+    # Tokens that began before the stop string are told of: the last of them may reach into it.
+    content = b"".join(one.content for one in told).decode().lstrip()
+    assert content.startswith("The neural processing")
+    assert len(told) == len(text.encode("The neural processing"))
+
+
+def test_a_token_that_only_began_a_stop_string_is_told_of_at_the_end(text: Text) -> None:
+    words = "The neural model"
+    chunks, told = likely(text, words, stop="model. And")
+    assert [one.token_id for one in told] == text.encode(words)
+    assert (
+        b"".join(one.content for one in chunks[-1].logprobs).strip() == chunks[-1].text.encode() == b"model"
+    )
+
+
+def test_without_asking_nothing_is_told(model: Model, session: ScriptedSession) -> None:
+    assert model.generate("Hello").logprobs == ()
+    assert session.samplings[0].logprobs is None
+
+
+def test_the_figures_say_what_the_runtime_says_of_its_cache(text: Text) -> None:
+    class Caching(ScriptedSession):
+        def generate(self, prompt: Sequence[int], sampling: Sampling) -> TokenStream:
+            return TokenStream(iter_of(super().generate(prompt, sampling)), threading.Event(), Prefill(7))
+
+    def iter_of(ids: Iterator[int]) -> Generator[int, None, None]:
+        yield from ids
+
+    model = Model("caching", text, Caching([300]), runtime="a script")
+    assert model.generate("Hello").stats.cached_tokens == 7
+    plain = Model("plain", text, ScriptedSession([300]), runtime="a script")
+    assert plain.generate("Hello").stats.cached_tokens is None
 
 
 def test_a_model_closes_with_its_block(model: Model, session: ScriptedSession) -> None:

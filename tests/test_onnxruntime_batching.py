@@ -149,6 +149,8 @@ def test_the_next_turn_computes_only_what_is_new(
     assert run(engine, turn).ids[3] == expected(model, turn)
     # The last token of an answer is not computed before something follows it.
     assert computed(steps) == 1 + 30 + 23
+    again = Request(4, turn.prompt, GREEDY)
+    assert run(engine, again).cached == {4: 239}, "the last token's scores are always computed"
 
 
 def test_a_beginning_that_another_stream_has_is_copied(
@@ -163,6 +165,7 @@ def test_a_beginning_that_another_stream_has_is_copied(
     script.run(engine)
     assert script.ids == {request.number: expected(model, request) for request in requests}
     assert computed(steps) == 260 + 10 + 2 * 79
+    assert script.cached == {1: 0, 2: 250}
 
 
 def test_a_withdrawn_prompt_ends_within_a_chunk(

@@ -7,6 +7,7 @@ import os
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,7 @@ from aipc.runtimes.onnxruntime import available_devices, open_session
 from aipc.runtimes.onnxruntime_engine import CAPACITY_STEP, KVCache, OnnxEngine, Options
 from aipc.runtimes.onnxruntime_errors import gist, translated
 from aipc.runtimes.session import EngineSession
-from aipc.types import Sampling
+from aipc.types import Sampling, ScoredToken
 from checkpoints import GQA, LONGROPE
 from sessions import CONTEXT, GREEDY, RandomModel, Script, ids
 
@@ -112,6 +113,34 @@ def test_a_chat_that_outgrows_its_memory_goes_on(
     assert longer == list(model.reference.generate(prompt + answer[:10], sampling))
     assert engine._cache.capacity > first
     assert sum(appended) < 1500
+
+
+@pytest.mark.parametrize("appends", [True, False])
+def test_log_probabilities_are_those_of_the_models_own_scores(
+    model: RandomModel, engine: OnnxEngine, appends: bool
+) -> None:
+    """Also where the search is the runtime's, which changes the scores that it was given."""
+    engine._appends = appends
+    greedy = Sampling(max_new_tokens=12, logprobs=4)
+    requests = [Request(1, ids(20), greedy), Request(2, ids(20), replace(greedy, repetition_penalty=1.5))]
+    for request, answer in zip(requests, answers(engine, *requests), strict=True):
+        expected = list(model.reference.generate(request.prompt, request.sampling))
+        assert answer == expected
+        for token, theirs in zip(answer, expected, strict=True):
+            assert isinstance(token, ScoredToken)
+            assert isinstance(theirs, ScoredToken)
+            assert token.logprob == pytest.approx(theirs.logprob, abs=1e-3)
+            assert [one for one, _ in token.likeliest] == [one for one, _ in theirs.likeliest]
+
+
+def test_the_tokens_that_the_cache_gave_are_told(engine: OnnxEngine) -> None:
+    script = Script(Request(1, ids(50), GREEDY), Request(2, ids(50) + ids(5, seed=1), GREEDY))
+    script.run(engine)
+    assert script.cached == {1: 0, 2: 50}
+    engine._appends = False
+    again = Script(Request(3, ids(50), GREEDY))
+    again.run(engine)
+    assert again.cached == {3: 0}
 
 
 def test_a_long_prompt_ends_with_its_caller(engine: OnnxEngine, appended: list[int]) -> None:

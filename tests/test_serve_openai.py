@@ -11,9 +11,9 @@ import httpx
 import openai
 import pytest
 
-from aipc.errors import EngineLostError, PromptTooLongError, RuntimeFailedError
+from aipc.errors import EngineLostError, PromptTooLongError, RuntimeFailedError, UsageError
 from aipc.serve import streaming
-from aipc.types import Guidance, Message, Sampling
+from aipc.types import Guidance, Message, Sampling, ScoredToken
 from serving import ANSWER, MESSAGES, Served, serving
 
 FUNCTION = {
@@ -140,6 +140,89 @@ def test_several_choices_come_side_by_side_each_with_its_own_seed(served: Served
     assert texts == [ANSWER, ANSWER]
 
 
+def said_by(tokens: list[Any]) -> str:
+    return b"".join(bytes(token.bytes) for token in tokens).decode().lstrip()
+
+
+def test_how_likely_the_tokens_of_a_chat_were(served: Served) -> None:
+    session = served.session
+    session.play = served.scoring("naïve 🙂")
+    tokens = ask(served, logprobs=True, top_logprobs=2).choices[0].logprobs.content
+    assert said_by(tokens) == "naïve 🙂"
+    assert [token.logprob for token in tokens] == [-float(place) for place in range(len(tokens))]
+    for token in tokens:
+        assert (token.top_logprobs[0].token, token.top_logprobs[0].bytes) == (token.token, token.bytes)
+        assert len(token.top_logprobs) == 2
+    # The face is four tokens of a byte each, which are no text alone.
+    assert [token.token for token in tokens[-4:]] == [f"bytes:\\x{byte:02x}" for byte in "🙂".encode()]
+    alone = ask(served, logprobs=True).choices[0].logprobs.content
+    assert [(one.token, one.top_logprobs) for one in alone] == [(token.token, []) for token in tokens]
+    assert ask(served, logprobs=False).choices[0].logprobs is None
+    assert [sampling.logprobs for sampling in session.samplings] == [2, 0, None]
+    chunks = list(ask(served, logprobs=True, top_logprobs=2, stream=True))
+    streamed = [t for chunk in chunks if (told := chunk.choices[0].logprobs) for t in told.content]
+    assert streamed == tokens
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+    assert text == "naïve 🙂"
+
+
+def test_how_likely_the_tokens_of_a_text_were(served: Served) -> None:
+    served.session.play = served.scoring("naïve 🙂 unit")
+    client = served.client()
+    told = client.completions.create(model="scripted", prompt="An NPU", logprobs=3).choices[0].logprobs
+    assert told is not None and told.tokens and told.top_logprobs and told.text_offset
+    count = len(served.text.encode("naïve 🙂 unit"))
+    assert told.token_logprobs == [-float(place) for place in range(count)]
+    assert [len(likeliest) for likeliest in told.top_logprobs] == [3] * count
+    assert [likeliest[token] for token, likeliest in zip(told.tokens, told.top_logprobs, strict=True)] == (
+        told.token_logprobs
+    )
+    assert (told.text_offset[0], "naïve 🙂 unit"[told.text_offset[-1] :].strip()) == (
+        0,
+        told.tokens[-1].strip(),
+    )
+    pieces = list(client.completions.create(model="scripted", prompt="An NPU", logprobs=0, stream=True))
+    parts = [part for piece in pieces if (part := piece.choices[0].logprobs)]
+    assert [token for part in parts for token in part.tokens or ()] == told.tokens
+    assert [at for part in parts for at in part.text_offset or ()] == told.text_offset
+    assert {part.top_logprobs for part in parts} == {None}
+
+
+def test_an_impossible_token_is_a_number_to_json(served: Served) -> None:
+    def play(prompt: list[int], sampling: Sampling) -> Iterator[int]:
+        yield from (ScoredToken(300, float("-inf"), [(301, float("nan"))]), min(served.text.stop_ids))
+
+    served.session.play = play
+    (token,) = ask(served, logprobs=True, top_logprobs=1).choices[0].logprobs.content
+    assert (token.logprob, token.top_logprobs[0].logprob) == (-9999.0, -9999.0)
+
+
+def test_what_a_runtime_does_not_tell_is_the_clients_mistake(served: Served) -> None:
+    def play(*_: object) -> Iterator[int]:
+        raise UsageError("on NPU this runtime gives no log-probabilities", hint="take another")
+        yield
+
+    served.session.play = play
+    for stream in (False, True):
+        with pytest.raises(openai.BadRequestError, match="no log-probabilities; take another"):
+            ask(served, logprobs=True, stream=stream)
+
+
+def test_tokens_from_a_cache_are_counted(served: Served) -> None:
+    session = served.session
+    assert ask(served).usage.prompt_tokens_details is None, "nobody said so"
+    session.cached = 5
+    assert ask(served).usage.prompt_tokens_details.cached_tokens == 5
+    last = list(ask(served, stream=True, stream_options={"include_usage": True}))[-1]
+    assert last.usage.prompt_tokens_details.cached_tokens == 5
+    client = served.client()
+    # Two prompts with two answers each: a prompt counts once.
+    text = client.completions.create(model="scripted", prompt=["An NPU", "A CPU"], n=2)
+    assert text.usage and text.usage.prompt_tokens_details
+    assert text.usage.prompt_tokens_details.cached_tokens == 10
+    session.cached = None
+
+
 def test_text_is_continued_as_it_stands(served: Served) -> None:
     client = served.client()
     two = client.completions.create(model="scripted", prompt=["An NPU", "A CPU"], echo=True)
@@ -154,8 +237,8 @@ def test_text_is_continued_as_it_stands(served: Served) -> None:
 @pytest.mark.parametrize(
     ("body", "param", "words"),
     [
-        ({"logprobs": True}, None, "logprobs are not possible"),
-        ({"top_logprobs": 2}, None, "logprobs are not possible"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "less than or equal to 20"),
+        ({"top_logprobs": 2}, None, "top_logprobs is there without logprobs"),
         ({"frequency_penalty": 0.5}, "frequency_penalty", "less than or equal to 0"),
         ({"logit_bias": {"5": 1}}, "logit_bias", "at most 0 items"),
         ({"temperature": "warm"}, "temperature", "valid number"),

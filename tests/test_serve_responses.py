@@ -10,7 +10,7 @@ import openai
 import pytest
 
 from aipc.errors import EngineLostError
-from aipc.types import Guidance, Message
+from aipc.types import Guidance, Message, Sampling, ScoredToken
 from serving import ANSWER, Served, serving
 from test_serve_openai import FUNCTION
 
@@ -69,6 +69,33 @@ def test_a_response_in_events(served: Served) -> None:
     assert events[-1].response.output_text == ANSWER
     assert events[-1].response.id == events[0].response.id
     assert events[-1].response.output[0].id == events[2].item.id
+
+
+def test_how_likely_the_tokens_of_a_response_were(served: Served) -> None:
+    def play(prompt: list[int], sampling: Sampling) -> Iterator[int]:
+        for token in [*served.tools_text.encode(ANSWER), min(served.tools_text.stop_ids)]:
+            asked = sampling.logprobs
+            yield token if asked is None else ScoredToken(token, -0.5, [(token, -0.5), (7, -1.0)][:asked])
+
+    served.session.play = play
+    (part,) = ask(served, top_logprobs=2).output[0].content
+    assert b"".join(bytes(token.bytes) for token in part.logprobs).decode() == ANSWER
+    assert {len(token.top_logprobs) for token in part.logprobs} == {2}
+    events = list(ask(served, include=["message.output_text.logprobs"], stream=True))
+    told = [one for e in events if e.type == "response.output_text.delta" for one in e.logprobs]
+    assert [one.token for one in told] == [token.token for token in part.logprobs]
+    done = next(event for event in events if event.type == "response.output_text.done")
+    assert [one.logprob for one in done.logprobs] == [-0.5] * len(told)
+    assert ask(served).output[0].content[0].logprobs == []
+    assert [sampling.logprobs for sampling in served.session.samplings] == [2, 0, None]
+
+
+def test_tokens_from_a_cache_are_counted(served: Served) -> None:
+    assert ask(served).usage.input_tokens_details.cached_tokens == 0, "nobody said so"
+    served.session.cached = 7
+    assert ask(served).usage.input_tokens_details.cached_tokens == 7
+    assert list(ask(served, stream=True))[-1].response.usage.input_tokens_details.cached_tokens == 7
+    served.session.cached = None
 
 
 def test_an_answer_that_is_cut_off_is_incomplete(served: Served) -> None:

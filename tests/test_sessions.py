@@ -10,12 +10,13 @@ from dataclasses import replace
 from itertools import islice, zip_longest
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from aipc.errors import PromptTooLongError, RuntimeFailedError, UsageError
 from aipc.runtimes.base import RUNTIMES
 from aipc.runtimes.session import EngineSession
-from aipc.types import Sampling
+from aipc.types import Sampling, ScoredToken
 from checkpoints import GQA, LONGROPE, WINDOW
 from sessions import CONTEXT, GREEDY, RandomModel, ids
 
@@ -198,6 +199,77 @@ def test_sampling_reaches_the_runtime(model: RandomModel, session: EngineSession
     penalised = Sampling(max_new_tokens=24, repetition_penalty=1.5)
     assert list(session.generate(prompt, penalised)) == list(model.reference.generate(prompt, penalised))
     assert list(session.generate(prompt, penalised)) != greedy
+
+
+SAMPLINGS = [
+    GREEDY,
+    Sampling(max_new_tokens=24, temperature=2.0, top_p=0.8, top_k=40, seed=1),
+    Sampling(max_new_tokens=24, repetition_penalty=1.5),
+]
+
+
+def scores_of(model: RandomModel, prompt: list[int], answer: list[int]) -> np.ndarray:
+    """The log-softmax of the reference's scores before each token of an answer, [answer, vocab_size]."""
+    logits = model.reference.logits(prompt + answer)[len(prompt) - 1 : -1].astype(np.float64)
+    return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS, ids=["greedy", "drawn", "penalised"])
+def test_log_probabilities_are_those_of_the_models_own_scores(
+    model: RandomModel, session: EngineSession, sampling: Sampling
+) -> None:
+    """Before temperature, top_p, top_k and penalty, which decide what is taken all the same."""
+    prompt = ids(30, seed=4)
+    count = 0 if model.runtime == "openvino" else 20
+    plain = list(session.generate(prompt, sampling))
+    assert not any(isinstance(token, ScoredToken) for token in plain)
+    answer = list(session.generate(prompt, replace(sampling, logprobs=count)))
+    assert answer == plain
+    expected = scores_of(model, prompt, answer)
+    for token, scores in zip(answer, expected, strict=True):
+        assert isinstance(token, ScoredToken)
+        assert token.logprob == pytest.approx(scores[token], abs=1e-4)
+        assert [one for one, _ in token.likeliest] == [*np.argsort(-scores, kind="stable")[:count]]
+        assert [logprob for _, logprob in token.likeliest] == pytest.approx(
+            np.sort(-scores)[:count] * -1, abs=1e-4
+        )
+
+
+def test_only_who_asks_is_told_of_log_probabilities(model: RandomModel, session: EngineSession) -> None:
+    asks = replace(GREEDY, logprobs=0)
+    streams = [session.generate(ids(9), sampling) for sampling in (asks, GREEDY, asks)]
+    columns = [*zip(*zip_longest(*streams), strict=True)]
+    kinds = [{type(token) for token in column} for column in columns]
+    assert kinds == [{ScoredToken}, {int}, {ScoredToken}]
+    assert columns[0] == columns[1] == columns[2]
+
+
+def test_log_probabilities_that_a_runtime_lacks_are_refused_at_once(
+    session: EngineSession, runtime: str
+) -> None:
+    for count in (21, -1):
+        with pytest.raises(UsageError, match=f"logprobs is {count}; it must be None"):
+            replace(GREEDY, logprobs=count)
+    if runtime == "openvino":
+        with pytest.raises(
+            UsageError, match=r"3 alternatives.*CPU this runtime tells.*chosen token"
+        ) as caught:
+            session.generate(ids(3), replace(GREEDY, logprobs=3))
+        assert "--runtime onnxruntime" in caught.value.hint
+
+
+def test_the_tokens_that_a_cache_gave_are_told_where_the_runtime_says_it(
+    model: RandomModel, session: EngineSession
+) -> None:
+    prompt = ids(90, seed=99)
+    first = session.generate(prompt, GREEDY)
+    assert first.prefill.cached_tokens is None, "nothing is known before it is read"
+    answer = list(first)
+    turn = session.generate(prompt + answer + ids(9, seed=98), GREEDY)
+    list(turn)
+    known = (first.prefill.cached_tokens, turn.prefill.cached_tokens)
+    # OpenVINO GenAI keeps it to itself. The last token of an answer is not computed.
+    assert known == ((None, None) if model.runtime == "openvino" else (0, 90 + 24 - 1))
 
 
 def test_a_top_k_beyond_the_vocabulary_is_all_of_it(session: EngineSession) -> None:

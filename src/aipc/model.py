@@ -15,8 +15,19 @@ from aipc import choice, inventory, plan, prepare, verdicts
 from aipc.errors import DeviceError, MissingExtraError, SchemeError, UsageError
 from aipc.longrope import Crossings
 from aipc.runtimes.base import Session
-from aipc.text import StopFilter, Text
-from aipc.types import Chunk, Completion, FinishReason, Guidance, Message, Progress, Sampling, Stats, Stream
+from aipc.text import LogprobsOfText, StopFilter, Text
+from aipc.types import (
+    Chunk,
+    Completion,
+    FinishReason,
+    Guidance,
+    Message,
+    Progress,
+    Sampling,
+    Stats,
+    Stream,
+    TokenStream,
+)
 
 if TYPE_CHECKING:
     from aipc.monitor import Monitor
@@ -208,6 +219,7 @@ class Model:
         raw: bool = False,
         monitor: Monitor | None = None,
         ignore_eos: bool = False,
+        logprobs: int | None = None,
     ) -> Stream[Chunk]:
         """The answer, piece by piece; `close` stops the work, and so does `cancel`, from any thread.
 
@@ -220,7 +232,11 @@ class Model:
                          "pattern": "..."}. Cut short by max_new_tokens it is incomplete
         monitor          a running one: what it sees of the device is in the Stats
         ignore_eos       go on after the end of text, as measurements do
-        raises           UsageError for a value that cannot be, PromptTooLongError
+        logprobs         tell in the Chunks how likely each token was, by the softmax of the model's own
+                         scores (before temperature, top_p and the rest), and so many of the likeliest in
+                         its place: 0 to 20 on ONNX Runtime, 0 on OpenVINO's CPU and GPU, none on its NPU
+        raises           UsageError for a value that cannot be or that the runtime does not have,
+                         PromptTooLongError
         """
         sampling = Sampling(
             max_new_tokens=max_new_tokens,
@@ -231,6 +247,7 @@ class Model:
             seed=seed,
             stop_ids=frozenset() if ignore_eos else self.text.stop_ids,
             guidance=Guidance.parse(response_format),
+            logprobs=logprobs,
         )
         stop_filter = StopFilter((stop,) if isinstance(stop, str) else stop)
         ids = self.encode(prompt, raw=raw)
@@ -254,6 +271,7 @@ class Model:
             token_ids=tuple(token for chunk in chunks for token in chunk.token_ids),
             finish_reason=last.finish_reason,
             stats=last.stats,
+            logprobs=tuple(one for chunk in chunks for one in chunk.logprobs),
         )
 
     def encode(self, prompt: Prompt, *, raw: bool = False) -> list[int]:
@@ -296,6 +314,7 @@ class Model:
         room = self.context_length - len(prompt)
         long_factors, prefilled_anew = self._crossings.add(prompt, min(sampling.max_new_tokens, room))
         decoder = self.text.decoder()
+        likely = None if sampling.logprobs is None else LogprobsOfText(self.text)
         first = last = None
         received = 0
         reason: FinishReason = "length"
@@ -307,10 +326,14 @@ class Model:
                 if token in sampling.stop_ids:
                     reason = "stop"
                     break
-                text = stop_filter.push(decoder.push(token))
+                decoded = decoder.push(token)
+                text = stop_filter.push(decoded)
                 if stop_filter.stopped:
                     reason = "stop"
-                yield Chunk(text, (token,))
+                if likely is None:
+                    yield Chunk(text, (token,))
+                else:
+                    yield Chunk(text, (int(token),), logprobs=likely.push(token, decoded, text))
                 if stop_filter.stopped or cancelled.is_set():
                     break
         finally:
@@ -328,7 +351,9 @@ class Model:
                 self._stats(len(prompt), received, started, first, last),
                 long_factors=long_factors,
                 prefilled_anew=prefilled_anew,
+                cached_tokens=tokens.prefill.cached_tokens if isinstance(tokens, TokenStream) else None,
             ),
+            () if likely is None else likely.finish(rest, stopped=stop_filter.stopped),
         )
 
     def _stats(

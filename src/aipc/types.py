@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Generic, Literal, TypeVar
+from typing import Generic, Literal, Self, TypeVar
 
 from aipc.errors import UsageError, shown
 
@@ -18,6 +18,9 @@ ROLES = ("system", "user", "assistant", "tool")
 # What a grammar may cost before a runtime has even looked at it.
 MAX_GUIDANCE_CHARS = 65_536
 MAX_SCHEMA_DEPTH = 64
+
+# The most alternatives that are told of a token, as in OpenAI's API.
+MAX_LOGPROBS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +146,7 @@ class Sampling:
     seed                 None draws one
     stop_ids             generation ends with the first of these, which is the last id given out
     guidance             what the answer must look like; None for free text
+    logprobs             each token is a `ScoredToken` with so many of the likeliest; None for ids alone
     """
 
     max_new_tokens: int = 1024
@@ -153,6 +157,7 @@ class Sampling:
     seed: int | None = None
     stop_ids: frozenset[int] = frozenset()
     guidance: Guidance | None = None
+    logprobs: int | None = None
 
     def __post_init__(self) -> None:
         checks = (
@@ -166,6 +171,12 @@ class Sampling:
                 0.0 < self.repetition_penalty <= 100.0,
                 "above 0 and at most 100",
             ),
+            (
+                "logprobs",
+                self.logprobs,
+                self.logprobs is None or 0 <= self.logprobs <= MAX_LOGPROBS,
+                f"None (off) or 0 to {MAX_LOGPROBS}",
+            ),
         )
         for name, value, good, rule in checks:
             if not good:
@@ -177,6 +188,40 @@ class Sampling:
         return self.temperature == 0.0
 
 
+class ScoredToken(int):
+    """A token id that tells how likely it was.
+
+    logprob     the logarithm of its share in the softmax of the model's own scores: before temperature,
+                top_k, top_p, repetition penalty and guidance
+    likeliest   ids that were the likeliest in its place with theirs, the best first
+    """
+
+    logprob: float
+    likeliest: tuple[tuple[int, float], ...]
+
+    def __new__(cls, token: int, logprob: float, likeliest: Iterable[tuple[int, float]] = ()) -> Self:
+        scored = super().__new__(cls, token)
+        scored.logprob = logprob
+        scored.likeliest = tuple(likeliest)
+        return scored
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """How likely a token was, as in `ScoredToken`.
+
+    content     what it adds to a text: UTF-8, or a part of a character; of a special token its name
+    offset      how many characters of the answer are complete before it
+    likeliest   the likeliest in its place, the best first
+    """
+
+    token_id: int
+    content: bytes
+    logprob: float
+    offset: int
+    likeliest: tuple[TokenLogprob, ...] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class Stats:
     """What one answer took. Unknown is None, never 0.
@@ -186,6 +231,8 @@ class Stats:
     tpot_s      mean time of each later token
     long_factors    whether LongRoPE's factors for long texts were taken; None for a model without
     prefilled_anew  the text was begun with the other factors, and what was computed of it is of no use
+    cached_tokens   of the prompt, which earlier requests had left computed; None where the runtime does not
+                    say
 
     The rest is known where a monitor watched:
     mean_utilisation, peak_utilisation   0 to 1, of the device
@@ -207,6 +254,7 @@ class Stats:
     device_used: bool | None = None
     long_factors: bool | None = None
     prefilled_anew: bool = False
+    cached_tokens: int | None = None
 
     @property
     def tokens_per_s(self) -> float | None:
@@ -216,12 +264,17 @@ class Stats:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A piece of an answer. The last one carries the reason for the end, and the statistics."""
+    """A piece of an answer. The last one carries the reason for the end, and the statistics.
+
+    logprobs   where they were asked for: of the tokens whose text begins up to here. A token that only a
+               stop string consists of has none
+    """
 
     text: str
     token_ids: tuple[int, ...] = ()
     finish_reason: FinishReason | None = None
     stats: Stats | None = None
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 _T = TypeVar("_T")
@@ -252,14 +305,33 @@ class Stream(Iterator[_T], Generic[_T]):
         self.cancelled.set()
 
 
+@dataclass(slots=True)
+class Prefill:
+    """What a runtime tells of a prompt that it has read.
+
+    cached_tokens   which it had not to compute again; None until then, and where it does not say
+    """
+
+    cached_tokens: int | None = None
+
+
+class TokenStream(Stream[int]):
+    """The ids of an answer."""
+
+    def __init__(self, ids: Generator[int, None, None], cancelled: threading.Event, prefill: Prefill) -> None:
+        super().__init__(ids, cancelled)
+        self.prefill = prefill
+
+
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A whole answer."""
+    """A whole answer; its parts are those of `Chunk`."""
 
     text: str
     token_ids: tuple[int, ...]
     finish_reason: FinishReason
     stats: Stats
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,10 +56,11 @@ class Session(Protocol):
 
         The iterator ends after the first of `sampling.stop_ids`, which it yields, or after
         `max_new_tokens`, or when the context is full. Closing it stops the work. A request that
-        cannot be served raises before the first id. Where the runtime takes several streams at
+        cannot be served raises before the first id. Where `sampling.logprobs` asks, each id is a
+        `ScoredToken`; the stop id at the end need not be. Where the runtime takes several streams at
         once, so may this be called; else a second call waits for the first.
 
-        raises   PromptTooLongError, RuntimeFailedError
+        raises   PromptTooLongError, RuntimeFailedError; UsageError for log-probabilities it does not give
         """
 
     def close(self) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import IO, Any, NoReturn, Protocol
 
 from aipc.errors import AipcError
-from aipc.types import Guidance, Sampling
+from aipc.types import Guidance, Sampling, ScoredToken
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,8 @@ class Request:
 class Engine(Protocol):
     """A loaded model.
 
-    about   what the caller is told of it, in JSON's types
+    about   what the caller is told of it, in JSON's types: its device, notes for people, and as "logprobs" of
+            how many alternatives to a token it can tell, if it can tell of the token itself
     """
 
     about: Mapping[str, object]
@@ -105,9 +106,19 @@ class Outbox:
         """A device's compiler begins, and nothing will be heard for minutes; or it has ended."""
         self._send({"id": 0, "busy": begins})
 
-    def ids(self, number: int, ids: list[int], *, end: bool) -> None:
-        """New ids of a request, and whether they are its last."""
-        self._send({"id": number, "ids": ids, "end": end})
+    def ids(self, number: int, ids: list[int], *, end: bool, cached: int | None = None) -> None:
+        """New ids of a request, and whether they are its last.
+
+        ids      those that are a `ScoredToken` first
+        cached   how many tokens of the prompt had not to be computed, said with the first ids
+        """
+        answer: dict[str, object] = {"id": number, "ids": ids, "end": end}
+        scores = [(one.logprob, one.likeliest) for one in ids if isinstance(one, ScoredToken)]
+        if scores:
+            answer["scores"] = scores
+        if cached is not None:
+            answer["cached"] = cached
+        self._send(answer)
 
     def error(self, number: int, error: AipcError) -> None:
         """The end of a request, or with number 0 of the loading."""

@@ -23,7 +23,8 @@ from aipc.runtimes.onnxruntime_decoder import FAILURES, Decoder, graph_file
 from aipc.runtimes.onnxruntime_errors import failed, out_of_memory
 from aipc.runtimes.onnxruntime_options import Options
 from aipc.runtimes.onnxruntime_prepacked import exists, make, prepacked_graph
-from aipc.runtimes.sampling import choose
+from aipc.runtimes.sampling import choose, scored
+from aipc.types import MAX_LOGPROBS
 
 if TYPE_CHECKING:
     from aipc.runtimes.onnxruntime_grammar import Grammars, Matcher
@@ -90,6 +91,7 @@ class Stream:
     tokens   prompt and answer so far
     end      how many they are at most
     turn     how many prompt tokens had been computed for all when it came
+    cached   how many tokens of the prompt its row held when it came
     """
 
     request: Request
@@ -98,6 +100,12 @@ class Stream:
     turn: int
     random: np.random.Generator
     matcher: Matcher | None
+    cached: int
+
+    @property
+    def begun(self) -> bool:
+        """Whether a token of the answer is there."""
+        return len(self.tokens) > len(self.request.prompt)
 
     @property
     def expected(self) -> int:
@@ -116,9 +124,10 @@ class Stream:
         scores   [vocab_size] float32
         """
         sampling = self.request.sampling
-        if self.matcher is not None:
-            scores = self.matcher.masked(scores)
-        given = [choose(scores, self.tokens, sampling, self.random)]
+        allowed = scores if self.matcher is None else self.matcher.masked(scores)
+        given = [choose(allowed, self.tokens, sampling, self.random)]
+        if sampling.logprobs is not None:
+            given = [scored(given[0], scores, sampling.logprobs)]
         if self.matcher is not None:
             self.matcher.accept(given[0])
             if self.matcher.ended and given[0] not in sampling.stop_ids:
@@ -169,7 +178,11 @@ class BatchEngine:
         spare = available_bytes()
         if spare is not None:
             self.budget = max(self._context, spare // 2 // self._cache.shape.token_nbytes)
-        self.about: Mapping[str, object] = {"device": options.device, "notes": list(notes)}
+        self.about: Mapping[str, object] = {
+            "device": options.device,
+            "notes": list(notes),
+            "logprobs": MAX_LOGPROBS,
+        }
 
     def run(self, inbox: Inbox, outbox: Outbox) -> None:
         """Answer requests until the inbox is closed."""
@@ -216,6 +229,7 @@ class BatchEngine:
                     self._prefilled,
                     np.random.default_rng(sampling.seed),
                     matcher,
+                    len(row.held),
                 )
 
     def _matcher(self, request: Request) -> Matcher | None:
@@ -349,7 +363,8 @@ class BatchEngine:
         """Choose the stream's next token and hand it over."""
         stream = row.stream
         assert stream is not None  # noqa: S101 - only such rows are computed
-        outbox.ids(stream.request.number, stream.choose(scores), end=stream.ended)
+        cached = None if stream.begun else stream.cached
+        outbox.ids(stream.request.number, stream.choose(scores), end=stream.ended, cached=cached)
         if stream.ended:
             self._end(row, inbox)
 

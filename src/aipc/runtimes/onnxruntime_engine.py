@@ -24,8 +24,8 @@ from aipc.runtimes.cores import physical_cores
 from aipc.runtimes.engine import Inbox, Outbox, Request, serve
 from aipc.runtimes.onnxruntime_errors import failed, gist, translated
 from aipc.runtimes.onnxruntime_options import FACTORS_MODEL_FILE, LONG_FACTORS, Options
-from aipc.runtimes.sampling import choose
-from aipc.types import Sampling
+from aipc.runtimes.sampling import choose, scored
+from aipc.types import MAX_LOGPROBS, Sampling
 
 # The package reports to Microsoft unless it finds this before it is imported.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
@@ -206,7 +206,9 @@ class OnnxEngine:
         # A generator on DirectML takes one prompt, at once.
         self._appends = not options.device.startswith("DML")
         self._cache: KVCache | None = None
-        self.about: Mapping[str, object] = {"device": options.device, "notes": []}
+        # How many tokens of the newest prompt were there already.
+        self._cached = 0
+        self.about: Mapping[str, object] = {"device": options.device, "notes": [], "logprobs": MAX_LOGPROBS}
 
     def run(self, inbox: Inbox, outbox: Outbox) -> None:
         """Answer requests until the inbox is closed."""
@@ -231,8 +233,8 @@ class OnnxEngine:
             if request.forced is not None:
                 np.save(request.forced.path, np.stack(list(self._scores(request.prompt, request.forced.ids))))
             else:
-                for token in self._tokens(request.prompt, sampling, wanted):
-                    outbox.ids(request.number, [token], end=False)
+                for count, token in enumerate(self._tokens(request.prompt, sampling, wanted)):
+                    outbox.ids(request.number, [token], end=False, cached=None if count else self._cached)
         except AipcError as error:
             outbox.error(request.number, error)
         except (RuntimeError, MemoryError) as exc:
@@ -272,8 +274,9 @@ class OnnxEngine:
                 cache = self._new_cache(tokens, end)
             if not self._compute(cache, tokens, wanted):
                 return
-            tokens.append(choose(cache.logits(), tokens, sampling, random))
-            yield tokens[-1]
+            logits = cache.logits()
+            tokens.append(choose(logits, tokens, sampling, random))
+            yield tokens[-1] if sampling.logprobs is None else scored(tokens[-1], logits, sampling.logprobs)
             if tokens[-1] in sampling.stop_ids:
                 return
 
@@ -293,7 +296,7 @@ class OnnxEngine:
 
     def _compute(self, cache: KVCache, tokens: list[int], wanted: Wanted) -> bool:
         """Make the cache hold `tokens`, the last of them newly computed; False if nobody wants that now."""
-        start = cache.keep(tokens)
+        start = self._cached = cache.keep(tokens)
         first = CHUNK_TOKENS if cache.factors is None else cache.factors.first_chunk(CHUNK_TOKENS)
         while start < len(tokens):
             if not wanted():
@@ -322,16 +325,18 @@ class OnnxEngine:
 
     def _by_the_runtimes_choice(self, prompt: list[int], sampling: Sampling, wanted: Wanted) -> Iterator[int]:
         """The same, by the runtime's own search: each request is computed from its beginning."""
-        self._cache = None
+        self._cache, self._cached = None, 0
         tokens, end = list(prompt), len(prompt) + sampling.max_new_tokens
         generator = None
         while len(tokens) < end:
             generator = generator or self._prefilled(tokens, end, sampling, wanted)
             if generator is None or not wanted():
                 return
+            # The search changes them.
+            logits = None if sampling.logprobs is None else generator.get_logits().reshape(-1).copy()
             generator.generate_next_token()
             tokens.append(int(generator.get_next_tokens()[0]))
-            yield tokens[-1]
+            yield tokens[-1] if logits is None else scored(tokens[-1], logits, sampling.logprobs or 0)
             if tokens[-1] in sampling.stop_ids:
                 return
             if len(tokens) < end and generator.is_done():

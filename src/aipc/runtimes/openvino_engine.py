@@ -22,7 +22,7 @@ from aipc.runtimes.engine import Engine, Inbox, Outbox, Request, serve
 from aipc.runtimes.openvino_devices import npu_here
 from aipc.runtimes.openvino_errors import gist, translated
 from aipc.runtimes.openvino_factors import folder_with_factors
-from aipc.types import Sampling
+from aipc.types import Sampling, ScoredToken
 
 # The first import decides whether OpenVINO's telemetry comes with it.
 require("openvino", "openvino")
@@ -152,6 +152,8 @@ def generation_config(sampling: Sampling) -> genai.GenerationConfig:
     config.ignore_eos = not sampling.stop_ids
     config.stop_token_ids = set(sampling.stop_ids) or {0}
     config.set_eos_token_id(min(config.stop_token_ids))
+    # More than one are treated as one: there are no alternatives.
+    config.logprobs = 0 if sampling.logprobs is None else 1
     if sampling.guidance is not None:
         config.structured_output_config = structured_output(sampling.guidance)
     if sampling.greedy:
@@ -178,7 +180,9 @@ class BatchEngine:
         self._grammars = Grammars(options.folder)
         self._waiting: list[Request] = []
         self._streams: dict[int, genai.GenerationHandle] = {}
-        self.about: Mapping[str, object] = {"device": options.device, "notes": []}
+        self._scored: set[int] = set()
+        # The log-probability of the chosen token, of no other.
+        self.about: Mapping[str, object] = {"device": options.device, "notes": [], "logprobs": 0}
         _warm_up(pipeline)
 
     @property
@@ -195,6 +199,7 @@ class BatchEngine:
                 del self._waiting[0]
             for number in [n for n in self._streams if inbox.withdrawn(n)]:
                 self._streams.pop(number).cancel()
+                self._scored.discard(number)
                 inbox.forget(number)
             # A step also frees what a cancelled stream held.
             if self.busy:
@@ -216,6 +221,8 @@ class BatchEngine:
             self._streams[request.number] = pipeline.add_request(
                 request.number, as_tensor(request.prompt), generation_config(request.sampling)
             )
+            if request.sampling.logprobs is not None:
+                self._scored.add(request.number)
         except AipcError as error:
             outbox.error(request.number, error)
         except (RuntimeError, MemoryError) as exc:
@@ -246,10 +253,16 @@ class BatchEngine:
             status = handle.get_status()
             ids: list[int] = []
             while handle.can_read():
-                ids += next(iter(handle.read().values())).generated_ids
+                made = next(iter(handle.read().values()))
+                if number in self._scored:
+                    pairs = zip(made.generated_ids, made.generated_log_probs, strict=True)
+                    ids += [ScoredToken(token, logprob) for token, logprob in pairs]
+                else:
+                    ids += made.generated_ids
             end = status != genai.GenerationStatus.RUNNING
             if end:
                 del self._streams[number]
+                self._scored.discard(number)
                 inbox.forget(number)
             if status == genai.GenerationStatus.IGNORED:
                 outbox.error(number, _NO_ROOM)

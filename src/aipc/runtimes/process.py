@@ -28,7 +28,7 @@ from typing import IO, Any, cast
 from aipc import errors
 from aipc.errors import AipcError, EngineLostError, RuntimeFailedError
 from aipc.runtimes.orphans import Lifeline, start_child
-from aipc.types import Sampling, Stream
+from aipc.types import Prefill, Sampling, ScoredToken, TokenStream
 
 # On Windows a thread that waits without a limit does not hear Ctrl+C.
 _WAIT_S = 0.2
@@ -86,20 +86,20 @@ class EngineProcess:
         """The number of the process."""
         return self._process.pid
 
-    def stream(self, prompt: Sequence[int], sampling: Sampling) -> Stream[int]:
+    def stream(self, prompt: Sequence[int], sampling: Sampling) -> TokenStream:
         """The ids that follow `prompt`. Closing or cancelling the stream withdraws the request.
 
         raises   RuntimeFailedError, PromptTooLongError
         """
-        cancelled = threading.Event()
-        return Stream(self.ids(prompt, sampling, cancelled), cancelled)
+        cancelled, prefill = threading.Event(), Prefill()
+        return TokenStream(self.ids(prompt, sampling, cancelled, prefill), cancelled, prefill)
 
     def ids(
-        self, prompt: Sequence[int], sampling: Sampling, cancelled: threading.Event
+        self, prompt: Sequence[int], sampling: Sampling, cancelled: threading.Event, prefill: Prefill
     ) -> Generator[int, None, None]:
-        """The ids that follow `prompt`, until another thread sets `cancelled`."""
+        """The ids that follow `prompt`, until another thread sets `cancelled`; `prefill` is filled in."""
         fields = dataclasses.asdict(sampling) | {"stop_ids": sorted(sampling.stop_ids)}
-        return self._exchange({"prompt": list(prompt), "sampling": fields}, len(prompt), cancelled)
+        return self._exchange({"prompt": list(prompt), "sampling": fields}, len(prompt), cancelled, prefill)
 
     def write_scores(self, prompt: Sequence[int], following: Sequence[int], path: Path) -> None:
         """Write the scores at each token that follows `prompt`, [following, vocab_size] float32, as .npy.
@@ -113,7 +113,11 @@ class EngineProcess:
             pass
 
     def _exchange(
-        self, request: Mapping[str, object], tokens: int, cancelled: threading.Event | None = None
+        self,
+        request: Mapping[str, object],
+        tokens: int,
+        cancelled: threading.Event | None = None,
+        prefill: Prefill | None = None,
     ) -> Generator[int, None, None]:
         """Ask, and give out what is answered.
 
@@ -134,7 +138,9 @@ class EngineProcess:
                     return
                 self._reading.pop(number, None)
                 ended = answer["end"]
-                yield from answer["ids"]
+                if prefill is not None and "cached" in answer:
+                    prefill.cached_tokens = answer["cached"]
+                yield from _scored(answer) if "scores" in answer else answer["ids"]
         finally:
             self._reading.pop(number, None)
             self._router.forget(number)
@@ -229,13 +235,13 @@ class Worker:
         """The number of the process that computes now."""
         return self._process.pid
 
-    def stream(self, prompt: Sequence[int], sampling: Sampling) -> Stream[int]:
+    def stream(self, prompt: Sequence[int], sampling: Sampling) -> TokenStream:
         """The ids that follow `prompt`. Closing or cancelling the stream withdraws the request.
 
         raises   as EngineProcess, and what its loading raises where it must be started again
         """
-        cancelled = threading.Event()
-        return Stream(self._ids(prompt, sampling, cancelled), cancelled)
+        cancelled, prefill = threading.Event(), Prefill()
+        return TokenStream(self._ids(prompt, sampling, cancelled, prefill), cancelled, prefill)
 
     def close(self) -> None:
         """End the process; every running stream ends with RuntimeFailedError."""
@@ -243,9 +249,9 @@ class Worker:
         self._process.close()
 
     def _ids(
-        self, prompt: Sequence[int], sampling: Sampling, cancelled: threading.Event
+        self, prompt: Sequence[int], sampling: Sampling, cancelled: threading.Event, prefill: Prefill
     ) -> Generator[int, None, None]:
-        yield from self._living().ids(prompt, sampling, cancelled)
+        yield from self._living().ids(prompt, sampling, cancelled, prefill)
 
     def _living(self) -> EngineProcess:
         with self._lock:
@@ -321,6 +327,13 @@ class _Router:
             answers = self._waiting.get(answer["id"])
         if answers is not None:
             answers.put(answer)
+
+
+def _scored(answer: Mapping[str, Any]) -> list[int]:
+    """The ids of an answer that tells how likely the first of them were."""
+    ids, scores = answer["ids"], answer["scores"]
+    likely = [ScoredToken(token, *score) for token, score in zip(ids, scores, strict=False)]
+    return [*likely, *ids[len(likely) :]]
 
 
 def _end(process: subprocess.Popen[bytes], router: _Router, log: IO[bytes], line: Lifeline) -> None:

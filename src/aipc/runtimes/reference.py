@@ -10,7 +10,7 @@ from aipc.decoder import ArrayWeights, Decoder, Stretch
 from aipc.errors import PromptTooLongError, RuntimeFailedError, UsageError
 from aipc.longrope import takes_long_factors
 from aipc.phi3 import Phi3Config
-from aipc.runtimes.sampling import choose
+from aipc.runtimes.sampling import choose, scored
 from aipc.types import Sampling
 
 
@@ -77,7 +77,10 @@ class ReferenceSession:
         cache, tokens, new = KVCache(self.config, long=long), list(prompt), list(prompt)
         for _ in range(most):
             hidden = self._forward(new, cache)
-            new = [choose(self._open_decoder().head(hidden[-1]), tokens, sampling, random)]
+            logits = self._open_decoder().head(hidden[-1])
+            new = [choose(logits, tokens, sampling, random)]
+            if sampling.logprobs is not None:
+                new = [scored(new[0], logits, sampling.logprobs)]
             tokens += new
             yield new[0]
             if new[0] in sampling.stop_ids:

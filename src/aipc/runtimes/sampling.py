@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from aipc.decoder import softmax
-from aipc.types import Sampling
+from aipc.types import Sampling, ScoredToken
 
 
 def choose(logits: np.ndarray, tokens: Sequence[int], sampling: Sampling, random: np.random.Generator) -> int:
@@ -21,6 +21,20 @@ def choose(logits: np.ndarray, tokens: Sequence[int], sampling: Sampling, random
     reached = np.cumsum(probabilities(logits, tokens, sampling))
     # The first that reaches beyond the number drawn has a share above 0.
     return int(np.searchsorted(reached, random.random() * reached[-1], side="right"))
+
+
+def scored(token: int, logits: np.ndarray, count: int) -> ScoredToken:
+    """A token with its log-probability, and the `count` likeliest with theirs.
+
+    logits    [vocab_size], as the model gives them
+    """
+    scores = logits.astype(np.float64)
+    scores -= scores.max()
+    scores -= np.log(np.exp(scores).sum())
+    count = min(count, len(scores))
+    best = np.argpartition(-scores, count - 1)[:count] if count else np.empty(0, np.intp)
+    best = best[np.lexsort((best, -scores[best]))]
+    return ScoredToken(token, float(scores[token]), [(int(other), float(scores[other])) for other in best])
 
 
 def penalised(logits: np.ndarray, tokens: Sequence[int], penalty: float) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 
 from aipc.errors import PromptTooLongError, UsageError
 from aipc.runtimes.process import EngineProcess, Worker
-from aipc.types import Sampling, Stream
+from aipc.types import Sampling, TokenStream
 
 
 class EngineSession:
@@ -25,6 +25,7 @@ class EngineSession:
     def __init__(self, worker: Worker, vocab_size: int | None, context_length: int, precision: str) -> None:
         self._worker = worker
         self._vocab_size = vocab_size
+        self._most_logprobs: int | None = worker.ready.get("logprobs")
         self.device = str(worker.ready["device"])
         self.notes: tuple[str, ...] = tuple(worker.ready["notes"])
         self.precision = precision
@@ -35,11 +36,11 @@ class EngineSession:
         """The number of the process that computes."""
         return self._worker.pid
 
-    def generate(self, prompt: Sequence[int], sampling: Sampling) -> Stream[int]:
+    def generate(self, prompt: Sequence[int], sampling: Sampling) -> TokenStream:
         """The ids that follow `prompt`; see `Session.generate`.
 
-        raises   UsageError for an empty prompt or an id that does not exist; PromptTooLongError;
-                 RuntimeFailedError
+        raises   UsageError for an empty prompt, an id that does not exist, or log-probabilities that the
+                 runtime does not give; PromptTooLongError; RuntimeFailedError
         """
         room = self.context_length - len(prompt)
         if not prompt:
@@ -51,6 +52,7 @@ class EngineSession:
                 hint="shorten the prompt",
             )
         self._check_ids(prompt)
+        self._check_logprobs(sampling.logprobs)
         # numpy's integers are no int to JSON.
         ids = [int(token) for token in prompt]
         seed = secrets.randbits(32) if sampling.seed is None else sampling.seed % 2**32
@@ -73,6 +75,20 @@ class EngineSession:
         if low < 0 or (self._vocab_size is not None and high >= self._vocab_size):
             limit = "0 or more" if self._vocab_size is None else f"0 to {self._vocab_size - 1}"
             raise UsageError(f"the prompt has the id {low if low < 0 else high}; possible are {limit}")
+
+    def _check_logprobs(self, asked: int | None) -> None:
+        most = self._most_logprobs
+        if asked is None or (most is not None and asked <= most):
+            return
+        hint = "take --runtime onnxruntime, which tells of 20, or leave the log-probabilities out"
+        if most is None:
+            raise UsageError(f"on {self.device} this runtime gives no log-probabilities", hint=hint)
+        told = f"{most} alternatives" if most else "the chosen token alone"
+        raise UsageError(
+            f"log-probabilities of {asked} alternatives are asked for; on {self.device} this runtime tells "
+            f"those of {told}",
+            hint=hint,
+        )
 
 
 class EngineScorer:

@@ -16,7 +16,7 @@ from aipc.serve.metrics import Metrics
 from aipc.serve.pool import Entry, Pool
 from aipc.serve.reading import read
 from aipc.serve.slots import Ticket
-from aipc.types import Chunk, FinishReason, Stats, Stream
+from aipc.types import Chunk, FinishReason, Stats, Stream, TokenLogprob
 
 # What an answer may have where the client names no limit. More would have LongRoPE's long factors chosen for
 # short prompts, in case the answer gets as long as it may.
@@ -61,6 +61,7 @@ class Whole:
     text: str
     finish_reason: FinishReason
     stats: Stats
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 class Desk:
@@ -215,4 +216,5 @@ def _joined(chunks: Sequence[Chunk]) -> Whole:
     last = chunks[-1]
     assert last.finish_reason is not None  # noqa: S101 - what Model.stream promises of its last chunk
     assert last.stats is not None  # noqa: S101
-    return Whole("".join(chunk.text for chunk in chunks), last.finish_reason, last.stats)
+    logprobs = tuple(token for chunk in chunks for token in chunk.logprobs)
+    return Whole("".join(chunk.text for chunk in chunks), last.finish_reason, last.stats, logprobs)

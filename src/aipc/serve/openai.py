@@ -8,10 +8,13 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from pydantic import BaseModel
+
 from aipc.errors import UsageError
 from aipc.model import Prompt
 from aipc.serve.answers import Piece, Question, Whole
 from aipc.serve.failures import body_of
+from aipc.serve.logprobs import of_chat, of_text
 from aipc.serve.openai_schema import (
     MAX_CHOICES,
     ChatAnswer,
@@ -22,6 +25,7 @@ from aipc.serve.openai_schema import (
     CompletionRequest,
     FunctionCalled,
     Generation,
+    PromptTokens,
     TextChoice,
     TextCompletion,
     ToolCalled,
@@ -37,8 +41,11 @@ def chat_questions(request: ChatRequest) -> list[Question]:
 
     raises   UsageError
     """
-    _refuse_logprobs(asked=bool(request.logprobs) or request.top_logprobs is not None)
     options = options_of(request)
+    if request.logprobs:
+        options["logprobs"] = request.top_logprobs or 0
+    elif request.top_logprobs is not None:
+        raise UsageError("top_logprobs is there without logprobs", hint='send "logprobs": true with it')
     if request.max_completion_tokens is not None:
         options["max_new_tokens"] = request.max_completion_tokens
     if request.response_format is not None:
@@ -61,16 +68,17 @@ def completion_questions(request: CompletionRequest) -> list[Question]:
 
     raises   UsageError
     """
-    _refuse_logprobs(asked=request.logprobs is not None)
     if request.suffix:
         raise UsageError("suffix is not possible: no Phi model was trained to fill a gap")
     prompts = _prompts(request.prompt)
     if request.echo and not all(isinstance(prompt, str) for prompt in prompts):
         raise UsageError("echo is possible for prompts that are text")
+    if request.echo and request.logprobs is not None:
+        raise UsageError("logprobs are told of the answer, not of a prompt that is echoed")
     count = (request.n or 1) * len(prompts)
     if count > MAX_CHOICES:
         raise UsageError(f"{count} answers are asked for; {MAX_CHOICES} are possible in one request")
-    options = options_of(request)
+    options = options_of(request) | given(logprobs=request.logprobs)
     return [question for prompt in prompts for question in choices(prompt, options, request.n or 1, raw=True)]
 
 
@@ -180,6 +188,7 @@ def text_completion(
             TextChoice(
                 index=index,
                 text=(str(question.prompt) if request.echo else "") + answer.text,
+                logprobs=None if request.logprobs is None else of_text(answer.logprobs),
                 finish_reason=_ended(answer.finish_reason),
             )
             for index, (question, answer) in enumerate(zip(questions, answers, strict=True))
@@ -191,7 +200,7 @@ def text_completion(
 class _Events:
     """Server-sent events with objects that share a head.
 
-    tokens   of each choice that has ended
+    stats   of each choice that has ended
     """
 
     media_type = "text/event-stream"
@@ -206,21 +215,29 @@ class _Events:
         }
         self._choices = request.n or 1
         self._tells_usage = bool(request.stream_options and request.stream_options.include_usage)
-        self._stats: list[Stats] = []
+        self._stats: dict[int, Stats] = {}
 
     def closing(self) -> Iterator[str]:
         """How many tokens there were, if that was asked, and OpenAI's last line."""
         if self._tells_usage:
-            used = usage(self._stats, self._choices).model_dump(exclude_none=True)
-            yield event({**self._head, "choices": [], "usage": used, "timings": _timings(self._stats)})
+            stats = [self._stats[index] for index in sorted(self._stats)]
+            used = usage(stats, self._choices).model_dump(exclude_none=True)
+            yield event({**self._head, "choices": [], "usage": used, "timings": _timings(stats)})
         yield "data: [DONE]\n\n"
 
     def failed(self, exc: Exception) -> str:
         """The error, which OpenAI's clients raise."""
         return event(body_of(exc, "/v1/"))
 
-    def _event(self, index: int, reason: str | None = None, **content: Any) -> str:
-        choice = {"index": index, **content, "logprobs": None, "finish_reason": reason}
+    def _keep_stats(self, piece: Piece) -> None:
+        if piece.chunk.stats is not None:
+            self._stats[piece.index] = piece.chunk.stats
+
+    def _event(
+        self, index: int, reason: str | None = None, logprobs: BaseModel | None = None, **content: Any
+    ) -> str:
+        likely = None if logprobs is None else logprobs.model_dump()
+        choice = {"index": index, **content, "logprobs": likely, "finish_reason": reason}
         usage_so_far = {"usage": None} if self._tells_usage else {}
         return event({**self._head, "choices": [choice], **usage_so_far})
 
@@ -241,15 +258,15 @@ class ChatEvents(_Events):
         """Its text; at the end the calls, and why it ended."""
         index, chunk = piece.index, piece.chunk
         text, calls = self._readers[index].read(chunk.text, ended=chunk.finish_reason is not None)
-        if text:
-            yield self._event(index, delta={"content": text})
+        if text or chunk.logprobs:
+            likely = of_chat(chunk.logprobs) if chunk.logprobs else None
+            yield self._event(index, logprobs=likely, delta={"content": text})
         if calls:
             listed = [{"index": at, **_called(call).model_dump()} for at, call in enumerate(calls)]
             yield self._event(index, delta={"tool_calls": listed})
         if chunk.finish_reason is not None:
             yield self._event(index, "tool_calls" if calls else _ended(chunk.finish_reason), delta={})
-        if chunk.stats is not None:
-            self._stats.append(chunk.stats)
+        self._keep_stats(piece)
 
 
 class CompletionEvents(_Events):
@@ -268,10 +285,10 @@ class CompletionEvents(_Events):
         """Its text, and why it ended."""
         chunk = piece.chunk
         reason = None if chunk.finish_reason is None else _ended(chunk.finish_reason)
-        if chunk.text or reason:
-            yield self._event(piece.index, reason, text=chunk.text)
-        if chunk.stats is not None:
-            self._stats.append(chunk.stats)
+        if chunk.text or reason or chunk.logprobs:
+            likely = of_text(chunk.logprobs) if chunk.logprobs else None
+            yield self._event(piece.index, reason, likely, text=chunk.text)
+        self._keep_stats(piece)
 
 
 def event(content: Mapping[str, Any]) -> str:
@@ -289,8 +306,23 @@ def usage(stats: Sequence[Stats], answers_each: int) -> Usage:
     prompt_tokens = sum(one.prompt_tokens for one in stats) // answers_each
     generated = sum(one.generated_tokens for one in stats)
     return Usage(
-        prompt_tokens=prompt_tokens, completion_tokens=generated, total_tokens=prompt_tokens + generated
+        prompt_tokens=prompt_tokens,
+        completion_tokens=generated,
+        total_tokens=prompt_tokens + generated,
+        prompt_tokens_details=_cached(stats, answers_each),
     )
+
+
+def _cached(stats: Sequence[Stats], answers_each: int) -> PromptTokens | None:
+    """Of a prompt with several answers, what the one had that found least: it computed for the others.
+
+    stats   in the order of the choices
+    """
+    known = [one.cached_tokens for one in stats if one.cached_tokens is not None]
+    if not known or len(known) < len(stats):
+        return None
+    prompts = [known[start : start + answers_each] for start in range(0, len(known), answers_each)]
+    return PromptTokens(cached_tokens=sum(map(min, prompts)))
 
 
 def _timings(stats: Sequence[Stats]) -> dict[str, Any] | None:
@@ -315,6 +347,7 @@ def _chat_choice(request: ChatRequest, index: int, answer: Whole) -> ChatChoice:
             content=None if calls and not content.strip() else content,
             tool_calls=[_called(call) for call in calls] or None,
         ),
+        logprobs=of_chat(answer.logprobs) if request.logprobs else None,
         finish_reason="tool_calls" if calls else _ended(answer.finish_reason),
     )
 
@@ -337,10 +370,3 @@ def _ended(reason: str) -> Any:
 def _prompts(prompt: str | Sequence[Any]) -> list[Prompt]:
     one = isinstance(prompt, str) or isinstance(prompt[0], int)
     return [prompt] if one else [*prompt]
-
-
-def _refuse_logprobs(*, asked: bool) -> None:
-    if asked:
-        raise UsageError(
-            "logprobs are not possible: the runtimes do not give them out", hint="leave them out"
-        )

@@ -185,12 +185,49 @@ class CompletionRequest(Generation):
     suffix: str | None = None
 
 
+class PromptTokens(BaseModel):
+    """Of the prompt's tokens: those that earlier requests had left computed."""
+
+    cached_tokens: int
+
+
 class Usage(BaseModel):
-    """How many tokens there were."""
+    """How many tokens there were; `prompt_tokens_details` is null where the runtime does not say."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokens | None = None
+
+
+class TopLogprob(BaseModel):
+    """How likely a token was. `bytes` are UTF-8, which several tokens may share for one character."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class TokenLogprobs(TopLogprob):
+    """A token of the answer, and the likeliest in its place."""
+
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(BaseModel):
+    """The tokens of an answer."""
+
+    content: list[TokenLogprobs]
+    refusal: None = None
+
+
+class TextLogprobs(BaseModel):
+    """The tokens of a text, list by list; `top_logprobs` has the token itself among the likeliest."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]] | None
+    text_offset: list[int]
 
 
 class ChatAnswer(BaseModel):
@@ -207,7 +244,7 @@ class ChatChoice(BaseModel):
 
     index: int
     message: ChatAnswer
-    logprobs: None = None
+    logprobs: ChatLogprobs | None = None
     finish_reason: Literal["stop", "length", "tool_calls"]
 
 
@@ -227,7 +264,7 @@ class TextChoice(BaseModel):
 
     index: int
     text: str
-    logprobs: None = None
+    logprobs: TextLogprobs | None = None
     finish_reason: Literal["stop", "length"]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from aipc.serve.answers import Piece, Question, Whole
 from aipc.serve.failures import body_of
+from aipc.serve.logprobs import listed
 from aipc.serve.openai import arguments_of, given, new_id, with_functions
 from aipc.serve.responses_schema import (
     CallItem,
@@ -15,6 +16,7 @@ from aipc.serve.responses_schema import (
     Incomplete,
     InputMessage,
     InputText,
+    InputTokens,
     OutputCall,
     OutputMessage,
     OutputText,
@@ -24,7 +26,10 @@ from aipc.serve.responses_schema import (
 )
 from aipc.serve.streaming import HEARTBEAT, compact
 from aipc.serve.tools import Call, CallReader, said
-from aipc.types import Message, Stats
+from aipc.types import Message, TokenLogprob
+
+# What a client writes into `include`; naming alternatives says it as well.
+_TELL_LOGPROBS = "message.output_text.logprobs"
 
 
 def questions(request: ResponsesRequest) -> list[Question]:
@@ -37,6 +42,7 @@ def questions(request: ResponsesRequest) -> list[Question]:
         temperature=request.temperature,
         top_p=request.top_p,
         response_format=_response_format(request),
+        logprobs=_logprobs(request),
     )
     messages, held = with_functions(
         _messages(request),
@@ -52,7 +58,7 @@ def whole_response(request: ResponsesRequest, answers: Sequence[Whole]) -> Respo
     """The whole answer."""
     answer = answers[0]
     text, calls = _reader(request).read(answer.text, ended=True)
-    return _Writer(request).ended(text, calls, answer.finish_reason, answer.stats)
+    return _Writer(request).ended(text, calls, answer)
 
 
 class ResponseEvents:
@@ -65,6 +71,8 @@ class ResponseEvents:
         self._writer = _Writer(request)
         self._reader = _reader(request)
         self._text = ""
+        self._logprobs: list[TokenLogprob] = []
+        self._told = 0
         self._number = -1
 
     def opening(self) -> Iterator[str]:
@@ -77,11 +85,13 @@ class ResponseEvents:
         """Its text; at the end the calls, and the whole response."""
         chunk = piece.chunk
         text, calls = self._reader.read(chunk.text, ended=chunk.finish_reason is not None)
+        self._logprobs += chunk.logprobs
         if text:
             yield from self._more_text(text)
         if chunk.finish_reason is None or chunk.stats is None:
             return
-        whole = self._writer.ended(self._text, calls, chunk.finish_reason, chunk.stats)
+        answer = Whole(self._text, chunk.finish_reason, chunk.stats, tuple(self._logprobs))
+        whole = self._writer.ended(self._text, calls, answer)
         if not self._text and not calls:
             yield from self._message_begins()
         for index, item in enumerate(whole.output):
@@ -104,7 +114,9 @@ class ResponseEvents:
         if not self._text:
             yield from self._message_begins()
         self._text += text
-        yield self._event("response.output_text.delta", **self._place(), delta=text, logprobs=[])
+        likely = [token.model_dump() for token in listed(self._logprobs[self._told :])]
+        self._told = len(self._logprobs)
+        yield self._event("response.output_text.delta", **self._place(), delta=text, logprobs=likely)
 
     def _message_begins(self) -> Iterator[str]:
         item = self._writer.message("in_progress", None).model_dump()
@@ -116,7 +128,8 @@ class ResponseEvents:
         whole = item.model_dump()
         if isinstance(item, OutputMessage):
             part = whole["content"][0]
-            yield self._event("response.output_text.done", **self._place(), text=part["text"], logprobs=[])
+            told = {"text": part["text"], "logprobs": part["logprobs"]}
+            yield self._event("response.output_text.done", **self._place(), **told)
             yield self._event("response.content_part.done", **self._place(), part=part)
         else:
             place = {"item_id": item.id, "output_index": index}
@@ -161,29 +174,35 @@ class _Writer:
             parallel_tool_calls=request.parallel_tool_calls is not False,
             temperature=request.temperature,
             top_p=request.top_p,
+            top_logprobs=request.top_logprobs,
             tool_choice=choice if isinstance(choice, str) else choice.model_dump(),
             tools=[tool.model_dump() for tool in request.tools or ()],
         )
 
-    def message(self, status: Any, text: str | None) -> OutputMessage:
+    def message(self, status: Any, text: str | None, logprobs: Sequence[TokenLogprob] = ()) -> OutputMessage:
         """The answer's text as an item."""
-        content = [] if text is None else [OutputText(text=text)]
+        content = [] if text is None else [OutputText(text=text, logprobs=listed(logprobs))]
         return OutputMessage(id=self.message_id, status=status, content=content)
 
-    def ended(self, text: str, calls: Sequence[Call], reason: str, stats: Stats) -> Response:
-        """The response when all is there."""
-        status = "incomplete" if reason == "length" else "completed"
+    def ended(self, text: str, calls: Sequence[Call], answer: Whole) -> Response:
+        """The response when all is there.
+
+        text, calls   what the text of the answer is
+        """
+        cut_off, stats = answer.finish_reason == "length", answer.stats
+        status = "incomplete" if cut_off else "completed"
         output: list[OutputMessage | OutputCall] = []
         if text or not calls:
-            output.append(self.message(status, text))
+            output.append(self.message(status, text, answer.logprobs))
         output += [
             OutputCall(id=new_id("fc"), call_id=call.id, name=call.name, arguments=call.arguments_text)
             for call in calls
         ]
         response = self.response(status, output)
-        response.incomplete_details = Incomplete() if reason == "length" else None
+        response.incomplete_details = Incomplete() if cut_off else None
         response.usage = ResponsesUsage(
             input_tokens=stats.prompt_tokens,
+            input_tokens_details=InputTokens(cached_tokens=stats.cached_tokens or 0),
             output_tokens=stats.generated_tokens,
             total_tokens=stats.prompt_tokens + stats.generated_tokens,
         )
@@ -228,6 +247,12 @@ def _offered(request: ResponsesRequest) -> list[dict[str, Any]]:
 
 def _reader(request: ResponsesRequest) -> CallReader:
     return CallReader([function["name"] for function in _offered(request)])
+
+
+def _logprobs(request: ResponsesRequest) -> int | None:
+    """How many alternatives to each token are asked for."""
+    asked = request.top_logprobs or _TELL_LOGPROBS in (request.include or ())
+    return (request.top_logprobs or 0) if asked else None
 
 
 def _response_format(request: ResponsesRequest) -> dict[str, Any] | None:

@@ -6,7 +6,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
-from aipc.serve.openai_schema import AnyObject, Count, FunctionName, Temperature, TopP, Words
+from aipc.serve.openai_schema import (
+    AnyObject,
+    Count,
+    FunctionName,
+    Temperature,
+    TokenLogprobs,
+    TopP,
+    Words,
+)
 
 
 class InputText(Words):
@@ -81,6 +89,8 @@ class ResponsesRequest(Words):
     max_output_tokens: Count | None = None
     temperature: Temperature | None = None
     top_p: TopP | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    include: Annotated[list[str], Field(max_length=16)] | None = None
     stream: bool | None = None
     text: TextOptions | None = None
     tools: Annotated[list[FunctionTool], Field(max_length=128)] | None = None
@@ -97,6 +107,7 @@ class OutputText(BaseModel):
     type: Literal["output_text"] = "output_text"
     text: str
     annotations: list[Any] = []
+    logprobs: list[TokenLogprobs] = []
 
 
 class OutputMessage(BaseModel):
@@ -126,11 +137,25 @@ class Incomplete(BaseModel):
     reason: Literal["max_output_tokens"] = "max_output_tokens"
 
 
+class InputTokens(BaseModel):
+    """Of the prompt's tokens: those that earlier requests had left computed; 0, too, where nobody says."""
+
+    cached_tokens: int = 0
+
+
+class OutputTokens(BaseModel):
+    """Of the answer's tokens: there is no reasoning apart from it."""
+
+    reasoning_tokens: Literal[0] = 0
+
+
 class ResponsesUsage(BaseModel):
     """How many tokens there were."""
 
     input_tokens: int
+    input_tokens_details: InputTokens
     output_tokens: int
+    output_tokens_details: OutputTokens = OutputTokens()
     total_tokens: int
 
 
@@ -152,6 +177,7 @@ class Response(BaseModel):
     store: Literal[False] = False
     temperature: float | None
     top_p: float | None
+    top_logprobs: int | None = None
     tool_choice: Any
     tools: list[Any]
     truncation: Literal["disabled"] = "disabled"

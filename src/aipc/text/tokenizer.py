@@ -139,6 +139,13 @@ class Text:
         """A new detokenizer, for one answer."""
         return Detokenizer(self._token, self._decoder.joiner())
 
+    def token_bytes(self, token_id: int) -> bytes:
+        """What a token adds to a text: UTF-8, or a part of a character; of a special token its name."""
+        token = self._tokenizer.id_to_token(token_id) if 0 <= token_id < 2**32 else None
+        if token is None:
+            return b""
+        return token.encode("utf-8") if token in self._special_texts else self._decoder.bytes_of(token)
+
     def _token(self, token_id: int) -> str | None:
         token = self._tokenizer.id_to_token(token_id) if 0 <= token_id < 2**32 else None
         return None if token in self._special_texts else token
