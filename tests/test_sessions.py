@@ -272,6 +272,17 @@ def test_the_tokens_that_a_cache_gave_are_told_where_the_runtime_says_it(
     assert known == ((None, None) if model.runtime == "openvino" else (0, 90 + 24 - 1))
 
 
+@pytest.mark.parametrize("least", [5e-324, 1e-40, 1e-30])
+def test_what_is_next_to_nothing_is_no_failure(session: EngineSession, least: float) -> None:
+    """In float32 it would be 0, which the runtimes refuse, or divide by."""
+    greedy = list(session.generate(ids(12), GREEDY))
+    for narrow in ({"top_p": least}, {"temperature": least}):
+        sampling = Sampling(**{"max_new_tokens": 24, "temperature": 5.0, "seed": 1} | narrow)  # type: ignore[arg-type]
+        assert list(session.generate(ids(12), sampling)) == greedy
+    praised = Sampling(max_new_tokens=24, repetition_penalty=least)
+    assert set(session.generate(ids(12), praised)) <= {*ids(12), *greedy}
+
+
 def test_a_top_k_beyond_the_vocabulary_is_all_of_it(session: EngineSession) -> None:
     wide = Sampling(max_new_tokens=8, temperature=3.0, top_k=10**6, seed=1)
     assert list(session.generate(ids(5), wide)) == list(session.generate(ids(5), replace(wide, top_k=0)))

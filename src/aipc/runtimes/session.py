@@ -14,6 +14,9 @@ from aipc.errors import PromptTooLongError, UsageError
 from aipc.runtimes.process import EngineProcess, Worker
 from aipc.types import Sampling, TokenStream
 
+# The runtimes compute in float32, where less than this is 0, or makes infinity of a score.
+_LEAST = 1e-30
+
 
 class EngineSession:
     """A `Session` over a `Worker`: after the death of its process, the next request starts a fresh one.
@@ -62,6 +65,9 @@ class EngineSession:
             seed=seed,
             # More than there are is all of them, but ONNX Runtime refuses it.
             top_k=0 if self._vocab_size and sampling.top_k >= self._vocab_size else sampling.top_k,
+            top_p=max(sampling.top_p, _LEAST),
+            temperature=sampling.temperature and max(sampling.temperature, _LEAST),
+            repetition_penalty=max(sampling.repetition_penalty, _LEAST),
         )
         return self._worker.stream(ids, fitting)
 
