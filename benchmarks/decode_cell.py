@@ -59,7 +59,7 @@ def open_decoder(folder: Path) -> Iterator[Ask]:
         decoder.cache.resize(1, len(ids) + new_tokens, [])
         new = ids
         for _ in range(new_tokens):
-            scores = decoder.step(0, np.array([new], np.int64), np.array([held]), far=False)
+            scores = decoder.step(0, np.array([new], np.int64), np.array([held]), np.array([False]))
             held += len(new)
             new = [int(scores[0].argmax())]
             arrivals.append((time.perf_counter(), 1))

@@ -53,13 +53,13 @@ def engine(model: RandomModel) -> BatchEngine:
 def steps(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """How many rows and how many tokens of each every call of the runtime computes."""
     sizes: list[tuple[int, int]] = []
-    bound = Decoder._bound
+    inputs = Decoder._inputs
 
     def counted(decoder: Decoder, first: int, ids: np.ndarray, *rest: np.ndarray) -> Any:
         sizes.append((ids.shape[0], ids.shape[1]))
-        return bound(decoder, first, ids, *rest)
+        return inputs(decoder, first, ids, *rest)
 
-    monkeypatch.setattr(Decoder, "_bound", counted)
+    monkeypatch.setattr(Decoder, "_inputs", counted)
     return sizes
 
 

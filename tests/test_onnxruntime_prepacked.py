@@ -72,7 +72,7 @@ def test_the_copy_is_what_is_loaded(model: RandomModel, copy: Path, monkeypatch:
     make(copy, graph(model))
     opened: list[Path] = []
     monkeypatch.setattr(
-        "aipc.runtimes.onnxruntime_decoder.open_graph", lambda path, _: opened.append(path) or 1 / 0
+        "aipc.runtimes.onnxruntime_graph.open_graph", lambda path, _: opened.append(path) or 1 / 0
     )
     for properties in ({}, {"intra_op_num_threads": 1}):
         with pytest.raises(ZeroDivisionError):

@@ -19,8 +19,9 @@ from aipc.errors import AipcError, StorageError, UnsupportedModelError
 from aipc.longrope import takes_long_factors
 from aipc.runtimes.engine import Engine, Inbox, Outbox, Request, serve
 from aipc.runtimes.memory import available_bytes
-from aipc.runtimes.onnxruntime_decoder import FAILURES, Decoder, graph_file
+from aipc.runtimes.onnxruntime_decoder import Decoder, graph_file
 from aipc.runtimes.onnxruntime_errors import failed, out_of_memory
+from aipc.runtimes.onnxruntime_graph import FAILURES
 from aipc.runtimes.onnxruntime_options import Options
 from aipc.runtimes.onnxruntime_prepacked import exists, make, prepacked_graph
 from aipc.runtimes.sampling import choose, scored

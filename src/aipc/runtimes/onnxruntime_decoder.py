@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import mmap
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,24 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from aipc.errors import UnsupportedModelError, UsageError
+from aipc.errors import UnsupportedModelError
 from aipc.phi3 import read_json_object
-from aipc.runtimes.cores import physical_cores
 from aipc.runtimes.onnxruntime_errors import translated
+from aipc.runtimes.onnxruntime_graph import FAILURES, Bound, Graph
 from aipc.runtimes.onnxruntime_options import FACTORS_MODEL_FILE, LONG_FACTORS
-
-# The package reports to Microsoft unless it finds this before it is imported.
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-import onnxruntime as ort
-from onnxruntime.capi import onnxruntime_pybind11_state as native
-
-# All that a call of the runtime may raise; its own exceptions have no common root.
-FAILURES: tuple[type[Exception], ...] = (
-    RuntimeError,
-    MemoryError,
-    OSError,
-    *(kind for kind in vars(native).values() if isinstance(kind, type) and issubclass(kind, Exception)),
-)
 
 _CACHE_TYPES: dict[str, np.dtype[Any]] = {
     "tensor(float)": np.dtype(np.float32),
@@ -63,11 +49,13 @@ class KVCache:
     """Keys and values of the tokens in each row: for each layer and part [rows, heads, capacity, head_size].
 
     Untouched memory costs nothing: a row takes as much as the longest sequence that it has held.
+
+    generation   another one after each change of where the rows lie
     """
 
     def __init__(self, shape: CacheShape) -> None:
         self.shape = shape
-        self.rows = self.capacity = 0
+        self.rows = self.capacity = self.generation = 0
         self._touched: list[int] = []
         self.parts: list[np.ndarray] = [self._empty(0, 0)] * (2 * shape.layers)
 
@@ -80,6 +68,7 @@ class KVCache:
             # One layer at a time: old and new are never there as wholes.
             self.parts[part] = new
         self.rows, self.capacity = rows, capacity
+        self.generation += 1
         self._touched = [*held[:rows], *[0] * (rows - len(held))]
 
     @property
@@ -140,24 +129,19 @@ class Decoder:
         raises       UnsupportedModelError for a graph that is not like ours; UsageError for unknown options;
                      DeviceError, CheckpointError, RuntimeFailedError
         """
-        decoder, options = _decoder_config(folder), session_options(properties)
-        if prepacked is not None:
-            # It was optimised before it was written.
-            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        path = prepacked or graph_file(folder)
+        decoder, path = _decoder_config(folder), prepacked or graph_file(folder)
         try:
-            self._session = open_graph(path, options)
+            self._graph = Graph(path, properties, optimised=prepacked is not None)
         except FAILURES as exc:
             raise translated(exc, str(folder), "CPU") from exc
-        self._names = {node.name for node in self._session.get_inputs()}
-        self.cache = KVCache(_cache_shape(self._session, decoder))
-        self.vocab_size = _vocab_size(self._session)
+        self.cache = KVCache(_cache_shape(self._graph, decoder))
+        self.vocab_size = _vocab_size(self._graph)
         self._border = border
-        self.one_kind_a_step = border is not None and LONG_FACTORS not in self._names
-        if self.one_kind_a_step and _POSITIONS in self._names:
+        self.one_kind_a_step = border is not None and LONG_FACTORS not in self._graph.inputs
+        if self.one_kind_a_step and _POSITIONS in self._graph.inputs:
             raise _unsupported("it takes positions and has two kinds of rotation")
-        self._without_logits = ort.RunOptions()
-        self._without_logits.only_execute_path_to_fetches = True
+        self._step: Bound | None = None
+        self._step_rows = (0, 0, 0)
 
     def least_capacity(self, *, far: bool) -> int:
         """How many tokens a row must have room for, whatever it holds."""
@@ -171,50 +155,50 @@ class Decoder:
         far      [rows] bool: rotate by LongRoPE's factors for long texts
         returns  the scores of what could follow, [rows, vocab_size] float32
         """
-        binding = self._bound(first, ids, held, far)
-        binding.bind_output(_LOGITS, "cpu")
-        self._session.run_with_iobinding(binding)
-        scores: np.ndarray = binding.get_outputs()[-1].numpy()[:, -1].astype(np.float32, copy=False)
+        bound = self._bound_for_step(first, len(ids))
+        logits = bound.run(self._inputs(first, ids, held, far))
+        assert logits is not None  # noqa: S101 - they were wanted
+        scores: np.ndarray = logits[:, -1].astype(np.float32, copy=False)
         return scores
 
     def extend(self, row: int, ids: np.ndarray, held: int, *, far: bool) -> None:
         """The same for one row whose scores nobody asks for: the head is left out."""
-        binding = self._bound(row, ids, np.array([held]), np.array([far]))
-        self._session.run_with_iobinding(binding, self._without_logits)
+        bound = self._graph.bound(self._places(row, 1))
+        bound.run(self._inputs(row, ids, np.array([held]), np.array([far])))
 
-    def _bound(self, first: int, ids: np.ndarray, held: np.ndarray, far: np.ndarray) -> ort.IOBinding:
-        rows, count = ids.shape
+    def _bound_for_step(self, first: int, rows: int) -> Bound:
+        """One step after the other is of the same rows, and binding them takes a part of it."""
+        wanted = (first, rows, self.cache.generation)
+        if self._step is None or self._step_rows != wanted:
+            self._step, self._step_rows = self._graph.bound(self._places(first, rows), _LOGITS), wanted
+        return self._step
+
+    def _places(self, first: int, rows: int) -> dict[str, np.ndarray]:
+        """Where the keys and values of some rows lie: as past and as present."""
+        places = {}
+        for part, whole in enumerate(self.cache.parts):
+            layer, word = part // 2, ("key", "value")[part % 2]
+            view = whole[first : first + rows]
+            places[f"past_key_values.{layer}.{word}"] = places[f"present.{layer}.{word}"] = view
+        return places
+
+    def _inputs(
+        self, first: int, ids: np.ndarray, held: np.ndarray, far: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """All that the graph is given anew for a step."""
+        count = ids.shape[1]
         for row, known in enumerate(held, first):
             self.cache.touch(row, int(known) + count)
         total = int(held.max()) + count
         if self.one_kind_a_step and self._border is not None and far[0]:
             # The graph looks at the length of the mask.
             total = max(total, self._border + 1)
-        mask = (np.arange(total) < (held + count)[:, None]).astype(np.int64)
-        binding = self._session.io_binding()
-        binding.bind_cpu_input(_IDS, np.ascontiguousarray(ids))
-        binding.bind_cpu_input(_MASK, mask)
-        if _POSITIONS in self._names:
-            binding.bind_cpu_input(_POSITIONS, held[:, None] + np.arange(count))
-        if LONG_FACTORS in self._names:
-            binding.bind_cpu_input(LONG_FACTORS, far[:, None].astype(np.int64))
-        for part, whole in enumerate(self.cache.parts):
-            layer, word = part // 2, ("key", "value")[part % 2]
-            view = whole[first : first + rows]
-            place = ("cpu", 0, view.dtype.type, view.shape, view.ctypes.data)
-            binding.bind_input(f"past_key_values.{layer}.{word}", *place)
-            binding.bind_output(f"present.{layer}.{word}", *place)
-        return binding
-
-
-def version() -> str:
-    """Of ONNX Runtime."""
-    return str(ort.__version__)
-
-
-def open_graph(path: Path, options: ort.SessionOptions) -> ort.InferenceSession:
-    """Load a graph for the CPU; raises any of `FAILURES`."""
-    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return {
+            _IDS: np.ascontiguousarray(ids),
+            _MASK: (np.arange(total) < (held + count)[:, None]).astype(np.int64),
+            _POSITIONS: held[:, None] + np.arange(count),
+            LONG_FACTORS: far[:, None].astype(np.int64),
+        }
 
 
 def graph_file(folder: Path) -> Path:
@@ -224,26 +208,6 @@ def graph_file(folder: Path) -> Path:
     """
     told = folder / FACTORS_MODEL_FILE
     return told if told.is_file() else folder / str(_decoder_config(folder)["filename"])
-
-
-def session_options(properties: Mapping[str, Any]) -> ort.SessionOptions:
-    """All physical cores, and what a person asks for: fields of SessionOptions, or config entries.
-
-    raises   UsageError
-    """
-    options = ort.SessionOptions()
-    # Warnings are for developers of the runtime.
-    options.log_severity_level = 3
-    for name, value in ({"intra_op_num_threads": physical_cores()} | dict(properties)).items():
-        try:
-            if "." in name:
-                options.add_session_config_entry(name, value)
-            else:
-                # There is such a field, and it is no method.
-                setattr(options, name, type(getattr(options, name))(value))
-        except (AttributeError, TypeError, ValueError) as exc:
-            raise UsageError(f"ONNX Runtime does not take the session option {name}={value!r}") from exc
-    return options
 
 
 def _decoder_config(folder: Path) -> dict[str, Any]:
@@ -264,7 +228,7 @@ def _decoder_config(folder: Path) -> dict[str, Any]:
     return decoder
 
 
-def _cache_shape(session: ort.InferenceSession, decoder: Mapping[str, Any]) -> CacheShape:
+def _cache_shape(graph: Graph, decoder: Mapping[str, Any]) -> CacheShape:
     """What the graph wants, if it is what `Decoder` gives it.
 
     raises   UnsupportedModelError
@@ -273,8 +237,7 @@ def _cache_shape(session: ort.InferenceSession, decoder: Mapping[str, Any]) -> C
     layers, heads, head_size = (decoder.get(key) for key in keys)
     if not (isinstance(layers, int) and isinstance(heads, int) and isinstance(head_size, int)):
         raise _unsupported(f"genai_config.json does not say {', '.join(keys)}")
-    inputs = {node.name: node for node in session.get_inputs()}
-    outputs = {node.name: node for node in session.get_outputs()}
+    inputs, outputs = dict(graph.inputs), dict(graph.outputs)
     words = [f"{layer}.{part}" for layer in range(layers) for part in ("key", "value")]
     caches = [inputs.pop(f"past_key_values.{word}", None) for word in words]
     caches += [outputs.pop(f"present.{word}", None) for word in words]
@@ -296,11 +259,11 @@ def _cache_shape(session: ort.InferenceSession, decoder: Mapping[str, Any]) -> C
     return CacheShape(layers, heads, head_size, dtype)
 
 
-def _vocab_size(session: ort.InferenceSession) -> int:
-    (shape,) = (node.shape for node in session.get_outputs() if node.name == _LOGITS)
-    if not isinstance(shape[-1], int):
+def _vocab_size(graph: Graph) -> int:
+    size = graph.outputs[_LOGITS].shape[-1]
+    if not isinstance(size, int):
         raise _unsupported("it does not say how many tokens it knows")
-    return shape[-1]
+    return size
 
 
 def _unsupported(why: str) -> UnsupportedModelError:

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from aipc.errors import StorageError
-from aipc.runtimes.onnxruntime_decoder import FAILURES, open_graph, session_options, version
 from aipc.runtimes.onnxruntime_errors import translated
+from aipc.runtimes.onnxruntime_graph import FAILURES, open_graph, session_options, version
 
 _FORMAT = 1
 _STAMP = "aipc-prepacked.json"
