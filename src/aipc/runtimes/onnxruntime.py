@@ -102,7 +102,7 @@ def open_scorer(
 
 
 class OnnxRuntimeSession(EngineSession):
-    """A `Session`: one stream at a time, the next waits."""
+    """A `Session`: several streams at once on the CPU; elsewhere one, and the next waits."""
 
 
 def version() -> str:
