@@ -15,6 +15,7 @@ from aipc.measurements import kept
 from aipc.measurements.kept import Pin
 from aipc.measurements.prediction import Workload, predict
 from aipc.measurements.record import CellRecord, Failure, Load, Options, Record, Request
+from aipc.plan import Needs
 from aipc.runtimes import onnxruntime, openvino
 from aipc.runtimes.base import ONNXRUNTIME, OPENVINO, Device
 from aipc.types import DeviceKind
@@ -148,7 +149,7 @@ def test_what_fails_is_taken_last_and_other_arithmetic_was_not_measured() -> Non
     broken = cell("NPU", OV, tpot_s=0.001, failures=(Failure("the driver crashed", ""),))
     kept.keep("demo", record(broken, cell("CPU", ORT), cell("CPU", OV)))
     assert taken(choice.choose("demo"))[-1] == ("NPU", OV)
-    assert "nothing was measured" in choice.choose("demo", exact=True).why
+    assert "nothing was measured" in choice.choose("demo", needs=Needs(exact=True)).why
     assert "lacks NPU" in choice.choose("demo", weight_format="int8").why
 
 

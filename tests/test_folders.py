@@ -14,6 +14,7 @@ import pytest
 import aipc
 from aipc.conversion.openvino_ir import MODEL_FILE
 from aipc.errors import CheckpointError
+from aipc.runtimes.base import ONNXRUNTIME, OPENVINO, RuntimeInfo
 from aipc.types import Message, Sampling
 from checkpoints import TINY, write_checkpoint
 from golden import CASES, load_golden
@@ -114,3 +115,21 @@ def test_a_hub_folder_without_tokenizer_json_says_what_is_missing(by_optimum: Pa
 
 def test_the_config_of_the_checkpoint_travels(by_aipc: Path) -> None:
     assert json.loads((by_aipc / "config.json").read_text(encoding="utf-8"))["vocab_size"] == 704
+
+
+@pytest.mark.parametrize(
+    ("options", "taken", "why"),
+    [
+        ({"kv_cache": "u8"}, OPENVINO, "CPU with ONNX Runtime is passed over: its KV cache is f32, not u8"),
+        ({"kv_cache": "f32"}, ONNXRUNTIME, "ONNX Runtime is taken: on a CPU it decodes faster"),
+    ],
+)
+def test_an_option_that_one_runtime_has_takes_that_runtime(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, str], taken: RuntimeInfo, why: str
+) -> None:
+    monkeypatch.setenv("AIPC_CACHE_DIR", str(tmp_path))
+    with aipc.load("demo", device="CPU", **options) as model:
+        assert model.candidate is not None
+        assert model.candidate.runtime is taken
+        assert any(note.startswith(why) for note in model.notes)
+        assert model.generate("What is an NPU?", max_new_tokens=3).finish_reason == "length"

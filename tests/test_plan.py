@@ -97,9 +97,82 @@ def test_a_broken_runtime_is_passed_over_aloud(here: list[Device], monkeypatch: 
 
 @pytest.mark.usefixtures("here")
 def test_exact_arithmetic_leaves_the_npu_out() -> None:
-    assert words(plan.make_plan("auto", exact=True)) == [("GPU.1", OV), ("GPU.0", OV), ("CPU", OV)]
+    made = plan.make_plan("auto", needs=plan.Needs(exact=True))
+    assert words(made) == [("GPU.1", OV), ("GPU.0", OV), ("CPU", OV)]
     with pytest.raises(UsageError, match="float32"):
-        plan.make_plan("NPU", exact=True)
+        plan.make_plan("NPU", needs=plan.Needs(exact=True))
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize(
+    ("device", "needs", "taken", "note"),
+    [
+        (
+            "CPU",
+            plan.Needs(kv_cache="u8"),
+            ("CPU", OV),
+            "CPU with ONNX Runtime is passed over: its KV cache is f32",
+        ),
+        ("CPU", plan.Needs(kv_cache="f32"), ("CPU", ORT), "ONNX Runtime is taken"),
+        (
+            "auto",
+            plan.Needs(kv_cache="u8"),
+            ("GPU.1", OV),
+            "NPU with OpenVINO GenAI is passed over: its KV cache",
+        ),
+        ("auto", plan.Needs(context_length=9000), ("CUDA:0", ORT), "8192 tokens there, not 9000"),
+        ("auto", plan.Needs(context_length=8192), ("NPU", OV), None),
+        ("auto", plan.Needs(fast_load=True), ("CPU", ORT), "no weights to prepare"),
+        ("CPU", plan.Needs(exact=True), ("CPU", OV), "exact only with weights that are not quantised"),
+    ],
+)
+def test_what_lacks_something_asked_for_is_passed_over(
+    device: str, needs: plan.Needs, taken: tuple[str, str], note: str | None
+) -> None:
+    made = plan.make_plan(device, needs=needs)
+    assert words(made)[0] == taken
+    assert not any(plan._lack(item, needs, ()) for item in made.candidates)
+    assert any(note in line for line in made.notes) if note else made.notes == ()
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize(
+    ("device", "runtime", "needs", "found", "hint"),
+    [
+        ("CPU", ORT, plan.Needs(kv_cache="u8"), "its KV cache is f32, not u8", "leave"),
+        (
+            "NPU",
+            None,
+            plan.Needs(kv_cache="u8"),
+            "its KV cache is f16, not u8",
+            "--device GPU.1 --runtime openvino",
+        ),
+        ("NPU", None, plan.Needs(context_length=9000), "8192 tokens there, not 9000", "--device CUDA:0"),
+        (
+            "NPU",
+            None,
+            plan.Needs(fast_load=True),
+            "no weights to prepare",
+            "--device CPU --runtime onnxruntime",
+        ),
+        (
+            "CPU",
+            None,
+            plan.Needs(kv_cache="u4"),
+            "CPU with OpenVINO GenAI: its KV cache is u8 or f16",
+            "leave",
+        ),
+        ("CPU", None, plan.Needs(kv_cache="u8", fast_load=True), "no weights to prepare", "leave"),
+    ],
+)
+def test_what_nothing_that_was_named_has_is_refused_with_what_has_it(
+    device: str, runtime: str | None, needs: plan.Needs, found: str, hint: str
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        plan.make_plan(device, runtime, needs=needs)
+    assert found in caught.value.message
+    assert caught.value.hint is not None
+    assert hint in caught.value.hint
 
 
 @pytest.mark.usefixtures("here")

@@ -12,7 +12,7 @@ from aipc.inventory import Candidate
 from aipc.measurements import kept
 from aipc.measurements.prediction import WORKLOADS, Goal, Prediction, Workload, predict, ranked
 from aipc.measurements.record import CellRecord, Record
-from aipc.plan import Plan
+from aipc.plan import Needs, Plan
 
 # What a checkpoint becomes where no format is asked for.
 _USUAL_FORMAT = "int4"
@@ -36,28 +36,32 @@ def choose(
     device: str = selectors.AUTO,
     runtime: str | None = None,
     *,
-    exact: bool = False,
+    needs: Needs = Needs(),  # noqa: B008 - it is frozen
     weight_format: str | None = None,
     goal: Goal = "fast",
     workload: Workload | None = None,
 ) -> Choice:
     """What to run a model with; nothing is loaded yet.
 
-    device, runtime, exact   as plan.make_plan has them
+    device, runtime, needs   as plan.make_plan has them
     weight_format            None for what the folder holds, int4 for a checkpoint
     workload                 None for what is usual for the goal
     raises                   as plan.make_plan, and ModelNotFoundError
     """
     formats = prepare.formats_of(source)
     # What was measured says nothing of other arithmetic.
-    record = None if exact else kept.record_of(source)
+    record = None if needs.exact else kept.record_of(source)
     order = _Order(source, record, weight_format, goal, workload or WORKLOADS[goal])
-    pin = None if exact or runtime is not None or device.lower() != selectors.AUTO else kept.pin_of(source)
+    pin = (
+        None
+        if needs.exact or runtime is not None or device.lower() != selectors.AUTO
+        else kept.pin_of(source)
+    )
     try:
         made = plan.make_plan(
             pin.device if pin else device,
             pin.runtime if pin else runtime,
-            exact=exact,
+            needs=needs,
             formats=formats,
             order=order.of,
         )

@@ -11,9 +11,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from aipc import choice, inventory, plan, prepare, verdicts
+from aipc import choice, inventory, prepare, verdicts
 from aipc.errors import DeviceError, MissingExtraError, SchemeError, UsageError
 from aipc.longrope import Crossings
+from aipc.plan import Needs
 from aipc.runtimes.base import Session
 from aipc.text import LogprobsOfText, StopFilter, Text
 from aipc.types import (
@@ -66,9 +67,8 @@ def load(
     """
     started = time.perf_counter()
     # Wrong words are found before anything is fetched.
-    chosen = choice.choose(source, device, runtime, exact=exact, weight_format=weight_format).plan
-    if fast_load:
-        plan.require_fast_load(chosen)
+    needs = Needs(exact=exact, kv_cache=kv_cache, context_length=context_length, fast_load=fast_load)
+    chosen = choice.choose(source, device, runtime, needs=needs, weight_format=weight_format).plan
     notes = list(chosen.notes)
     for candidate in chosen.candidates:
         try:

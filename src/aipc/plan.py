@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from aipc import inventory, selectors
@@ -17,6 +17,22 @@ _CPU_PREFERENCE = (ONNXRUNTIME.name, OPENVINO.name)
 # A GPU's maker's own runtime goes first.
 _GPU_PREFERENCE = ("CUDA", "GPU", "DML")
 _WHY_CPU = "on a CPU it decodes faster than OpenVINO; --runtime openvino reads long prompts faster"
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a person asks for that not every runtime has on every device.
+
+    exact           float32 arithmetic
+    kv_cache        what the KV cache holds, such as "u8"
+    context_length  tokens of prompt and answer together
+    fast_load       weights that are packed for the processor
+    """
+
+    exact: bool = False
+    kv_cache: str | None = None
+    context_length: int | None = None
+    fast_load: bool = False
 
 
 # Puts what can be taken in order, and says why the first is the first, or "".
@@ -40,7 +56,7 @@ def make_plan(
     device: str = selectors.AUTO,
     runtime: str | None = None,
     *,
-    exact: bool = False,
+    needs: Needs = Needs(),
     formats: Collection[str] | None = None,
     order: Order | None = None,
 ) -> Plan:
@@ -48,13 +64,13 @@ def make_plan(
 
     device    "auto", or in any case "NPU", "GPU" (the first one), "GPU.1", "CPU", "DML:0", "igpu", "dgpu"
     runtime   None for every one that is installed
-    exact     float32 arithmetic, which no NPU has, and ONNX Runtime only for weights that are not quantised
+    needs     candidates without one of them are passed over, with a note
     formats   runtimes that the model's folder is for; None if it can be converted for any
     order     None for the mission's
-    raises    UsageError for an unknown runtime, or a word that names no kind of device or several devices
-              here; DeviceError if there is no such device here; MissingExtraError
+    raises    UsageError for an unknown runtime, a word that names no kind of device or several devices here,
+              or needs that nothing here meets; DeviceError if there is no such device here; MissingExtraError
     """
-    infos = _runtimes(runtime, formats, exact=exact)
+    infos = _runtimes(runtime, formats)
     selector = selectors.parse(device, infos)
     if selector is not None and selector.family:
         infos = [info for info in infos if selector.family in info.devices]
@@ -66,15 +82,18 @@ def make_plan(
     if selector is not None:
         meant = selectors.select(selector, [item.device for item in here])
         fitting = [item for item in here if item.device in meant]
-    if exact:
-        fitting = [item for item in fitting if item.device.kind != "NPU"]
-        if not fitting:
-            raise UsageError(
-                "no NPU computes in float32, which exact asks for", hint="take the CPU: --device CPU"
-            )
     if not fitting:
         raise DeviceError("no runtime reaches a device here", hint='pip install "aipc[openvino]"')
+    usual, _ = (order or mission_order)(fitting)
+    lacks = {str(item): lack for item in usual if (lack := _lack(item, needs, usual)) is not None}
+    fitting = [item for item in fitting if str(item) not in lacks]
+    if not fitting:
+        elsewhere, _ = inventory.candidates(_runtimes(runtime, formats))
+        raise _unmet(lacks, [item for item in elsewhere if _lack(item, needs, elsewhere) is None])
     ordered, why = (order or mission_order)(fitting)
+    # Those that would have come later are of no interest.
+    before = usual[: next(place for place, item in enumerate(usual) if item in fitting)]
+    notes += [f"{item} is passed over: {lacks[str(item)]}" for item in before]
     if runtime is None and why:
         notes.append(why)
     return Plan(tuple(ordered), selector is not None, tuple(notes))
@@ -89,20 +108,34 @@ def mission_order(items: Sequence[Candidate]) -> tuple[list[Candidate], str]:
     return ordered, f"{ONNXRUNTIME.title} is taken: {_WHY_CPU}" if chosen_for_speed else ""
 
 
-def require_fast_load(plan: Plan) -> None:
-    """Refuse to prepare weights for a device that takes them as they are.
+def _lack(item: Candidate, needs: Needs, others: Sequence[Candidate]) -> str | None:
+    """What is asked for and not to be had of a candidate, as a sentence."""
+    runtime, family = item.runtime, item.device.family
+    if needs.exact and family not in runtime.exact:
+        return "it does not compute in float32, which exact asks for"
+    if needs.exact and runtime is ONNXRUNTIME and any(other.runtime is OPENVINO for other in others):
+        return "it is exact only with weights that are not quantised"
+    held = runtime.kv_caches[family]
+    if needs.kv_cache is not None and needs.kv_cache not in held:
+        return f"its KV cache is {' or '.join(held)}, not {needs.kv_cache}"
+    most = runtime.most_tokens.get(family)
+    if most is not None and needs.context_length is not None and needs.context_length > most:
+        return f"prompt and answer together take {most} tokens there, not {needs.context_length}"
+    if needs.fast_load and family not in runtime.prepacks:
+        return "it has no weights to prepare for a fast start"
+    return None
 
-    raises   UsageError
-    """
-    best = plan.candidates[0]
-    if best.runtime is not ONNXRUNTIME or best.device.kind != "CPU":
-        raise UsageError(
-            f"{best} has no weights to prepare for a fast start; {ONNXRUNTIME.title} on a CPU has",
-            hint=f"--device CPU --runtime {ONNXRUNTIME.name}",
-        )
+
+def _unmet(lacks: Mapping[str, str], possible: Sequence[Candidate]) -> UsageError:
+    """Nothing that is meant by the words has what is asked for; elsewhere it may be had."""
+    found = "; ".join(f"{name}: {lack}" for name, lack in lacks.items())
+    if not possible:
+        return UsageError(f"nothing here has what is asked for: {found}", hint="leave the option out")
+    best = min(possible, key=_rank)
+    return UsageError(found, hint=f"--device {best.device.word} --runtime {best.runtime.name} has it")
 
 
-def _runtimes(name: str | None, formats: Collection[str] | None, *, exact: bool) -> list[RuntimeInfo]:
+def _runtimes(name: str | None, formats: Collection[str] | None) -> list[RuntimeInfo]:
     """The runtimes that are asked for, or else are installed and take the folder."""
     if name is not None:
         if name.lower() not in RUNTIMES:
@@ -118,8 +151,6 @@ def _runtimes(name: str | None, formats: Collection[str] | None, *, exact: bool)
             f"this model needs {names}, which is not installed",
             hint=f'pip install "aipc[{fitting[0].extra}]"',
         )
-    if exact and OPENVINO in installed:
-        return [OPENVINO]
     return installed
 
 

@@ -95,7 +95,10 @@ class RuntimeInfo:
     model_file   a folder that holds this file is for this runtime
     devices      families of devices that it reaches, as the first part of a device word, and for each
                  the extra of aipc that installs what computes there
-    kv_caches    for each of them, what its KV cache holds unless asked otherwise, such as "f16"
+    kv_caches    for each of them, what its KV cache may hold, such as "f16"; the first unless asked otherwise
+    exact        the families on which it computes in float32
+    most_tokens  of prompt and answer together, for the families that do not take all that a model does
+    prepacks     the families for which it keeps weights as the processor's kernels want them
     compiles     the families for which it keeps what it made of a model
     """
 
@@ -107,12 +110,15 @@ class RuntimeInfo:
     distribution: str
     model_file: str
     devices: Mapping[str, str]
-    kv_caches: Mapping[str, str]
+    kv_caches: Mapping[str, tuple[str, ...]]
+    exact: tuple[str, ...]
+    most_tokens: Mapping[str, int]
+    prepacks: tuple[str, ...]
     compiles: tuple[str, ...]
 
     def kv_cache(self, device: Device) -> str:
         """What the KV cache on a device holds unless asked otherwise."""
-        return self.kv_caches[device.family]
+        return self.kv_caches[device.family][0]
 
 
 OPENVINO = RuntimeInfo(
@@ -124,7 +130,15 @@ OPENVINO = RuntimeInfo(
     distribution="openvino-genai",
     model_file="openvino_model.xml",
     devices={"NPU": "openvino", "GPU": "openvino", "CPU": "openvino"},
-    kv_caches={"NPU": "f16", "GPU": "f16", "CPU": "u8"},
+    kv_caches={
+        "NPU": ("f16",),
+        "GPU": ("f16", "u8", "bf16", "f32"),
+        "CPU": ("u8", "f16", "bf16", "f32"),
+    },
+    exact=("GPU", "CPU"),
+    # It computes in fixed shapes there, and compiles each for minutes.
+    most_tokens={"NPU": 8192},
+    prepacks=(),
     compiles=("NPU", "GPU"),
 )
 
@@ -137,7 +151,10 @@ ONNXRUNTIME = RuntimeInfo(
     distribution="onnxruntime-genai",
     model_file="genai_config.json",
     devices={"CPU": "onnx", "CUDA": "cuda", "DML": "directml"},
-    kv_caches={"CPU": "f32", "CUDA": "f16", "DML": "f16"},
+    kv_caches={"CPU": ("f32",), "CUDA": ("f16",), "DML": ("f16",)},
+    exact=("CPU",),
+    most_tokens={},
+    prepacks=("CPU",),
     compiles=("CPU",),
 )
 

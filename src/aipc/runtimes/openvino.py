@@ -23,10 +23,7 @@ _ENGINE = "aipc.runtimes.openvino_engine"
 _SCORING_ENGINE = "aipc.runtimes.openvino_scoring"
 _COMPILER = "aipc.runtimes.openvino_compile"
 
-# Most tokens of prompt and answer on the NPU: it computes in fixed shapes, and compiles each for minutes.
-NPU_CONTEXT_LENGTH = 8192
-
-KV_CACHES = ("u8", "f16", "bf16", "f32")
+NPU_CONTEXT_LENGTH = OPENVINO.most_tokens["NPU"]
 
 
 def open_session(
@@ -51,7 +48,7 @@ def open_session(
     context_length   most tokens of prompt and answer together
     precision        of the weights, for people
     rope_border      LongRoPE's factors change after so many tokens, or None
-    kv_cache         what the KV cache holds: one of `KV_CACHES`, or None for OpenVINO's own choice
+    kv_cache         what the KV cache holds: one of `OPENVINO.kv_caches`, or None for OpenVINO's own choice
 
     raises   DeviceError, SchemeError, CheckpointError, MissingExtraError, UsageError, RuntimeFailedError
     """
@@ -175,8 +172,9 @@ def available_devices() -> list[Device]:
 def _kv_cache_property(kv_cache: str | None, device: str) -> dict[str, object]:
     if kv_cache is None:
         return {}
-    if kv_cache not in KV_CACHES:
-        raise UsageError(f"there is no KV cache {kv_cache!r}; OpenVINO has {', '.join(KV_CACHES)}")
+    possible = OPENVINO.kv_caches["CPU"]
+    if kv_cache not in possible:
+        raise UsageError(f"there is no KV cache {kv_cache!r}; OpenVINO has {', '.join(possible)}")
     if device == "NPU":
         raise UsageError(
             "the KV cache on the NPU is f16", hint="leave --kv-cache out, or take another device"
