@@ -223,16 +223,27 @@ def set_size(terminal: int, columns: int, rows: int) -> None:
 
 
 @contextmanager
-def terminal(*words: str, columns: int = 80, rows: int = 24, **more: str) -> Iterator[Screen]:
-    """`aipc` with these words at a terminal of its own."""
+def terminal(
+    *words: str, columns: int = 80, rows: int = 24, session: bool = True, **more: str
+) -> Iterator[Screen]:
+    """`aipc` with these words at a terminal of its own.
+
+    session   of its own as well; the system stops no process that has one and no shell in it
+    """
     controller, theirs = os.openpty()
     set_size(controller, columns, rows)
-    command = [sys.executable, stand_in.__file__, "--terminal", *words]
+    command = [sys.executable, stand_in.__file__, *["--terminal"] * session, *words]
     environment = stand_in.environment(TERM="xterm-256color", **more)
     for name in ("COLUMNS", "LINES"):
         environment.pop(name, None)
     process = subprocess.Popen(
-        command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment, start_new_session=True
+        command,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env=environment,
+        start_new_session=session,
+        process_group=None if session else 0,
     )
     os.close(theirs)
     try:
@@ -317,6 +328,54 @@ def test_ctrl_c_gives_the_last_row_back_also_of_a_terminal_that_has_grown() -> N
         assert shows("[stopped · 2 tokens]")(lines)
         assert not shows("first token")(lines)
         assert screen.screen.margins in {None, (0, 13)}
+
+
+@contextmanager
+def stopped(screen: Screen) -> Iterator[None]:
+    """The process between Ctrl+Z and `fg`."""
+    os.kill(screen.process.pid, signal.SIGTSTP)
+    _, status = os.waitpid(screen.process.pid, os.WUNTRACED)
+    assert os.WIFSTOPPED(status)
+    yield
+    os.kill(screen.process.pid, signal.SIGCONT)
+
+
+@needs_terminal
+def test_while_it_is_stopped_the_terminal_has_its_last_row() -> None:
+    with terminal("run", "demo", "wait", "--watch", rows=10, session=False) as screen:
+        for _ in range(2):
+            screen.until(lambda lines: "2 tokens" in lines[-1])
+            assert screen.screen.margins == (0, 8)
+            with stopped(screen):
+                screen.until(lambda lines: not shows("2 tokens")(lines))
+                assert screen.screen.margins in {None, (0, 9)}
+        screen.until(lambda lines: "2 tokens" in lines[-1])
+        os.kill(screen.process.pid, signal.SIGINT)
+        code, lines = screen.to_the_end()
+        assert code == 130
+        assert shows("Once upon")(lines)
+        assert screen.screen.margins in {None, (0, 9)}
+
+
+@needs_terminal
+def test_while_it_is_stopped_the_terminal_is_no_screen_of_top() -> None:
+    with terminal("top", "--interval", "0.05", session=False) as screen:
+        before = modes(screen.controller)
+        for _ in range(2):
+            screen.until(shows("memory"))
+            screen.output = b""
+            own = modes(screen.controller)
+            assert own != before
+            with stopped(screen):
+                screen.until(lambda _: b"\x1b[?1049l" in screen.output and b"\x1b[?25h" in screen.output)
+                assert modes(screen.controller) == before
+                screen.screen.reset()
+            screen.until(lambda _: b"\x1b[?1049h" in screen.output and b"\x1b[?25l" in screen.output)
+            screen.until(shows("memory"))
+            assert modes(screen.controller) == own
+        screen.press("q")
+        assert screen.to_the_end()[0] == 0
+        assert modes(screen.controller) == before
 
 
 @needs_terminal

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
+from aipc.cli.suspending import suspendable
 from aipc.errors import AipcError, StorageError
 from aipc.types import Check, Progress
 
@@ -260,7 +262,18 @@ def full_screen() -> Iterator[Screen]:
         redirect_stdout=False,
         redirect_stderr=False,
     ) as live:
-        yield Screen(live)
+
+        def leave() -> None:
+            live.console.set_alt_screen(False)
+            live.console.show_cursor(True)
+
+        def enter() -> None:
+            live.console.set_alt_screen(True)
+            live.console.show_cursor(False)
+            live.refresh()
+
+        with suspendable(leave, enter):
+            yield Screen(live)
 
 
 class BottomLine:
@@ -274,6 +287,8 @@ class BottomLine:
         self._console = _console()
         self._height = 0
         self._text_line = ""
+        # The thread that draws must not draw between the row's return and the stop.
+        self._drawing = threading.RLock()
 
     @property
     def width(self) -> int:
@@ -286,6 +301,20 @@ class BottomLine:
 
     def show(self, line: Line) -> None:
         """Replace it, unless the terminal is too low, or the text stands at the end of a row just now."""
+        with self._drawing:
+            self._draw(line)
+
+    def suspend(self) -> None:
+        """Give the row back, and draw nothing until `go_on`."""
+        self._drawing.acquire()
+        self.remove()
+
+    def go_on(self) -> None:
+        """The next `show` takes the last row again."""
+        self._height = 0
+        self._drawing.release()
+
+    def _draw(self, line: Line) -> None:
         height = self._console.height
         if height < 3 or self._at_the_end_of_a_row():
             return
@@ -324,7 +353,8 @@ def bottom_line() -> Iterator[BottomLine]:
     """The last row of the terminal at stderr, given back at the end."""
     line = BottomLine()
     try:
-        yield line
+        with suspendable(line.suspend, line.go_on):
+            yield line
     finally:
         line.remove()
 

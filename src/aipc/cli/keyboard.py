@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from aipc.cli import console
+from aipc.cli.suspending import suspendable
 
 # Windows has no wait for a key with a limit.
 _LOOK_AGAIN_S = 0.05
@@ -31,12 +32,16 @@ def single_keys() -> Iterator[Callable[[float], str]]:
 
         terminal = sys.stdin.fileno()
         before = termios.tcgetattr(terminal)
+
+        def restore() -> None:
+            termios.tcsetattr(terminal, termios.TCSADRAIN, before)
+
         try:
             tty.setcbreak(terminal)
-            _switch_off_suspending(terminal)
-            yield _posix_key
+            with suspendable(restore, lambda: tty.setcbreak(terminal)):
+                yield _posix_key
         finally:
-            termios.tcsetattr(terminal, termios.TCSADRAIN, before)
+            restore()
 
 
 def _no_key(limit_s: float) -> str:
@@ -56,14 +61,6 @@ if sys.platform == "win32":
         return msvcrt.getwch()
 
 else:
-
-    def _switch_off_suspending(terminal: int) -> None:
-        """Ctrl+Z would leave the shell with a screen that is not its own."""
-        import termios
-
-        attributes = termios.tcgetattr(terminal)
-        attributes[6][termios.VSUSP] = bytes([os.fpathconf(terminal, "PC_VDISABLE") & 0xFF])
-        termios.tcsetattr(terminal, termios.TCSADRAIN, attributes)
 
     def _posix_key(limit_s: float) -> str:
         # The descriptor itself: what Python has buffered of stdin, select does not see.
