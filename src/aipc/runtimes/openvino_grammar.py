@@ -6,6 +6,7 @@ every other stream is lost. So each grammar is first given to a pipeline whose m
 
 from __future__ import annotations
 
+import json
 import tempfile
 from pathlib import Path
 
@@ -15,7 +16,9 @@ import openvino_genai as genai
 from openvino import opset13 as ops
 
 from aipc.errors import UsageError
+from aipc.runtimes.json_grammar import schema_grammar
 from aipc.runtimes.openvino_errors import gist
+from aipc.runtimes.pattern_grammar import pattern_grammar
 from aipc.types import Guidance
 
 
@@ -46,15 +49,22 @@ class Grammars:
 
 
 def structured_output(guidance: Guidance) -> genai.StructuredOutputConfig:
-    """Guidance in GenAI's words."""
-    return genai.StructuredOutputConfig(**{guidance.kind: guidance.text})
+    """Guidance in GenAI's words: a grammar of our own, as GenAI's of a schema allows blanks without an end.
+
+    raises   UsageError
+    """
+    if guidance.kind == "regex":
+        return genai.StructuredOutputConfig(grammar=pattern_grammar(guidance.text))
+    return genai.StructuredOutputConfig(grammar=schema_grammar(json.loads(guidance.text)))
 
 
 def _pipeline(folder: str) -> genai.LLMPipeline:
     """A pipeline with the tokenizer of `folder` and a model for which all tokens are alike."""
     tokenizer = genai.Tokenizer(folder)
     with tempfile.TemporaryDirectory() as scratch:
-        openvino.save_model(_indifferent(len(tokenizer.get_vocab())), Path(scratch) / "openvino_model.xml")
+        # Two ids may have the same text, and the masks are as long as the ids reach.
+        vocab_size = max(tokenizer.get_vocab().values()) + 1
+        openvino.save_model(_indifferent(vocab_size), Path(scratch) / "openvino_model.xml")
         return genai.LLMPipeline(scratch, tokenizer, "CPU", ATTENTION_BACKEND="SDPA")
 
 
