@@ -1,6 +1,7 @@
 """What int4 costs a checkpoint, by method: aipc's and NNCF's, by the same yardstick and from the same text.
 
     python benchmarks/bench_int4.py [CHECKPOINT] [--group-size 128] [--text FILE] [--no-nncf]
+    python benchmarks/bench_int4.py --no-nncf --tokens 128 512 2048     # how long a text pays for gptq
 
 Each method writes a folder for OpenVINO: aipc by `aipc.convert`, NNCF by `nncf.compress_weights` on aipc's
 fp16 folder of the same checkpoint. What needs data has the text that aipc calibrates with. The yardstick is
@@ -22,16 +23,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
 import aipc
 from aipc import demo
-from aipc.conversion.calibration import read_calibration
+from aipc.conversion.calibration import Calibration, read_calibration
 from aipc.conversion.recipe import QUANT_METHODS
 from aipc.conversion.streamed import StreamedWeights
 from aipc.decoder import Decoder, forward
@@ -68,6 +71,9 @@ def main() -> None:
     parser.add_argument("--group-size", type=int, default=128)
     parser.add_argument("--text", type=Path, help="to measure on")
     parser.add_argument("--draws", type=int, default=4)
+    parser.add_argument(
+        "--tokens", type=int, nargs="+", default=[], help="gptq also with so many tokens of its text"
+    )
     parser.add_argument("--no-nncf", action="store_true", help="aipc's methods alone")
     parser.add_argument("--record", type=Path, help="write everything measured as JSON")
     args = parser.parse_args()
@@ -118,6 +124,7 @@ def measure(
     calibration = read_calibration(checkpoint, config, None).sequences
     made = chain(
         by_aipc(checkpoint, scratch, args.group_size),
+        by_length(checkpoint, scratch, args.group_size, args.tokens),
         () if args.no_nncf else by_nncf(checkpoint, scratch, args.group_size, calibration),
     )
     for name, make in made:
@@ -133,6 +140,32 @@ def by_aipc(checkpoint: Path, scratch: Path, group_size: int) -> Iterator[tuple[
     for method in QUANT_METHODS:
         convert = partial(aipc.convert, checkpoint, scratch / method, group_size=group_size)
         yield f"aipc {method}", partial(convert, quant_method=method)
+
+
+def by_length(
+    checkpoint: Path, scratch: Path, group_size: int, lengths: Sequence[int]
+) -> Iterator[tuple[str, Callable[[], Path]]]:
+    """What makes a folder by gptq from the first tokens of its text, for each length."""
+    for tokens in lengths:
+        yield (
+            f"aipc gptq, {tokens} tokens",
+            partial(convert_with, tokens, checkpoint, scratch / f"{tokens}", group_size=group_size),
+        )
+
+
+def convert_with(tokens: int, checkpoint: Path, out: Path, **options: Any) -> Path:
+    """`aipc.convert` by gptq, of whose text only the first tokens are read."""
+
+    def read(*given: Any) -> Calibration:
+        whole = read_calibration(*given)
+        left, sequences = tokens, []
+        for ids in whole.sequences:
+            sequences.append(ids[:left])
+            left -= len(sequences[-1])
+        return replace(whole, sequences=tuple(ids for ids in sequences if ids))
+
+    with mock.patch("aipc.conversion.convert.read_calibration", read):
+        return aipc.convert(checkpoint, out, quant_method="gptq", **options)
 
 
 def by_nncf(

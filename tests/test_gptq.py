@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +22,15 @@ from aipc.conversion.quantize import Packed, Scheme, dequantize
 from aipc.conversion.recipe import Recipe, make_recipe
 from aipc.conversion.scale_search import quantize_least_squares
 from aipc.decoder import ArrayWeights, Decoder, forward
-from aipc.errors import UsageError
+from aipc.errors import AipcError, CheckpointError, SchemeError, UsageError
 from aipc.manifest import Manifest
-from aipc.phi3 import Phi3Config, WeightSpec
+from aipc.phi3 import Phi3Config, Role, WeightSpec
 from aipc.text import Text
+from aipc.types import Progress
 from aipc.verification.losses import log_softmax
 from aipc.verification.passages import read_text
-from checkpoints import TINY, write_checkpoint
+from checkpoints import TINY, write_checkpoint, write_safetensors
+from family import FAMILY
 from tokenizers_for_tests import write_llama_style
 
 SCHEMES = [Scheme(4, symmetric, size) for symmetric in (True, False) for size in (64, -1)]
@@ -97,15 +101,57 @@ def least_error(error: np.ndarray, column: int, value: float, later: np.ndarray,
     return float(tried @ gram @ tried)
 
 
-def test_the_factor_is_choleskys() -> None:
-    x = correlated(2000, 700, seed=8)
-    gram = x.T @ x + np.eye(700, dtype=np.float32) * 1e3
-    factor = gram.copy()
-    gptq.factorise(factor)
-    expected = np.linalg.cholesky(gram.astype(np.float64))
-    np.testing.assert_allclose(np.tril(factor), expected, atol=1e-5 * expected.max())
+@pytest.mark.parametrize("panel", [64, 100, 512])
+def test_the_factor_is_choleskys(panel: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gptq, "_PANEL", panel)
+    for tokens in (90, 2000):
+        x = correlated(tokens, 300, seed=8)
+        gram = x.T.astype(np.float64) @ x
+        added = 0.01 * np.diag(gram).mean()
+        expected = np.linalg.cholesky(gram + added * np.eye(300))
+        factor = gptq.factor_of_gram(x, added)
+        np.testing.assert_allclose(np.tril(factor), expected, atol=2e-5 * expected.max())
     with pytest.raises(np.linalg.LinAlgError):
-        gptq.factorise(-gram)
+        gptq.factor_of_gram(np.ones((2, 300), np.float32), -1.0)
+
+
+@by_name
+@pytest.mark.parametrize(("panel", "columns"), [(512, 64), (100, 7), (64, 1)])
+def test_panels_and_halves_are_the_recursion_in_float64(
+    scheme: Scheme, panel: int, columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However the work is cut, and though it is done in float32: codes differ only where two are as good."""
+    monkeypatch.setattr(gptq, "_PANEL", panel)
+    monkeypatch.setattr(gptq, "_COLUMNS", columns)
+    weight = np.random.default_rng(9).standard_normal((64, 320), np.float32)
+    x = correlated(240, 320, seed=10)
+    found = quantize_with_feedback(weight, scheme, feedback_of(x))
+    expected = in_float64(weight, scheme, x)
+    assert np.mean(found.codes != expected.codes) < 2e-3
+    lost, least = (np.linalg.norm(x @ (dequantize(packed) - weight).T) for packed in (found, expected))
+    assert lost == pytest.approx(least, rel=1e-3)
+
+
+def in_float64(weight: np.ndarray, scheme: Scheme, x: np.ndarray) -> Packed:
+    """Error feedback one column after the other, by the inverse of H, as in the paper."""
+    searched = quantize_least_squares(weight, scheme)
+    assert searched.scale is not None
+    tokens, columns = x.shape
+    gram = x.T.astype(np.float64) @ x
+    gram += np.eye(columns) * np.diag(gram).mean() * (0.01 + 0.2 * columns / tokens)
+    order = np.argsort(np.einsum("tc,tc->c", x, x), kind="stable")[::-1]
+    upper = np.linalg.cholesky(np.linalg.inv(gram[np.ix_(order, order)])).T
+    rest = weight.T[order].astype(np.float64)
+    groups = order // (columns // scheme.groups(columns))
+    codes = np.empty(weight.shape, searched.codes.dtype)
+    for place, (column, group) in enumerate(zip(order, groups, strict=True)):
+        scale = searched.scale[:, group].astype(np.float64)
+        zero = 0 if searched.zero_point is None else searched.zero_point[:, group].astype(np.float64)
+        code = np.clip(np.rint(rest[place] / scale + zero), *scheme.code_range)
+        codes[:, column] = code
+        error = (rest[place] - (code - zero) * scale) / upper[place, place]
+        rest[place:] -= np.outer(upper[place, place:], error)
+    return Packed(codes, searched.scale, searched.zero_point, scheme)
 
 
 def test_format_and_scales_are_those_of_the_search() -> None:
@@ -140,9 +186,8 @@ class Kept:
         """Nothing to finish."""
 
 
-def stored(recipe: Recipe) -> dict[str, np.ndarray]:
-    """The demo model's weights as a conversion stores them."""
-    folder = demo.path()
+def stored(recipe: Recipe, folder: Path = demo.path()) -> dict[str, np.ndarray]:  # noqa: B008 - a constant
+    """A model's weights as a conversion stores them."""
     config = Phi3Config.read(folder)
     kept = Kept(config)
     calibration = read_calibration(folder, config, None) if recipe.quant_method == "gptq" else None
@@ -183,6 +228,30 @@ def test_on_a_text_that_it_has_not_seen_the_demo_loses_at_most_six_tenths() -> N
     assert divergence("gptq") <= 0.6 * plain
 
 
+@pytest.mark.parametrize("group_size", [32, -1])
+@pytest.mark.parametrize("member", FAMILY)
+def test_every_member_computes_nearer_to_the_original(member: str, group_size: int, tmp_path: Path) -> None:
+    """Fused and grouped projections, partial rotation, tied embeddings, both sets of LongRoPE's factors."""
+    folder = tmp_path / "checkpoint"
+    write_checkpoint(
+        folder, FAMILY[member], tokenizer_from=write_llama_style(tmp_path / "tokenizer"), vocab_size=704
+    )
+    config, checkpoint = Phi3Config.read(folder), Checkpoint.open(folder)
+    ids = Text.load(folder).encode(read_text(None))[:1000]
+
+    def hidden(weights: dict[str, np.ndarray]) -> np.ndarray:
+        decoder = Decoder(config, ArrayWeights(weights))
+        *_, (_, x) = forward(decoder, [ids[:500], ids[500:]])
+        return decoder.last_norm(x)
+
+    original = hidden({spec.name: checkpoint.read(spec.name) for spec in config.weights()})
+    calibrated, plain = (
+        np.linalg.norm(hidden(stored(recipe, folder)) - original)
+        for recipe in (make_recipe(config, group_size=group_size, quant_method=m) for m in ("gptq", "rtn"))
+    )
+    assert calibrated < 0.8 * plain
+
+
 # The words of a user
 
 
@@ -219,7 +288,10 @@ def test_both_formats_and_a_mixture_come_from_one_pass(checkpoint: Path, tmp_pat
         ({"dataset": "x.txt"}, "a text is for gptq; rtn reads none"),
         ({"quant_method": "gptq", "dataset": "wikitext2"}, "wikitext2 cannot be read"),
         ({"quant_method": "gptq", "dataset": "short.txt"}, "at least 256 are needed"),
-        ({"quant_method": "gptq", "dataset": "latin.txt"}, "no UTF-8 text"),
+        ({"quant_method": "gptq", "dataset": "blank.txt"}, "the text has 0 tokens"),
+        ({"quant_method": "gptq", "dataset": "latin.txt"}, "no UTF-8 text: .* at byte 1"),
+        ({"quant_method": "gptq", "dataset": "utf16.txt"}, "no text: byte 1 is 0"),
+        ({"quant_method": "gptq", "dataset": "."}, "cannot be read"),
     ],
 )
 def test_bad_words_are_refused_before_anything_is_written(
@@ -227,10 +299,82 @@ def test_bad_words_are_refused_before_anything_is_written(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("short.txt").write_text("A few words.", encoding="utf-8")
+    Path("blank.txt").write_bytes(b" \r\n\t" * 2000)
     Path("latin.txt").write_bytes("Käse".encode("latin-1") * 300)
+    Path("utf16.txt").write_bytes(("A few words. " * 300).encode("utf-16-le"))
     with pytest.raises(UsageError, match=message):
         aipc.convert(checkpoint, tmp_path / "out", **words)
     assert not list(tmp_path.glob("*out*"))
+
+
+def test_what_is_damaged_is_named_and_leaves_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoint"
+    tokenizer = write_llama_style(tmp_path / "tokenizer")
+    sound = write_checkpoint(folder, TINY, tokenizer_from=tokenizer, vocab_size=704)
+    gate_up = "model.layers.1.mlp.gate_up_proj.weight"
+    cases: list[tuple[str, float, type[AipcError], str]] = [
+        (gate_up, np.nan, CheckpointError, f"{gate_up}.*NaN"),
+        (gate_up, 1e30, SchemeError, f"{gate_up}.*scale would be"),
+        ("model.layers.1.post_attention_layernorm.weight", 3e38, CheckpointError, "infinite before"),
+    ]
+    for name, value, error, message in cases:
+        weights = {key: weight.copy() for key, weight in sound.items()}
+        weights[name][:3] = value
+        write_safetensors(folder / "model.safetensors", weights, "BF16")
+        with pytest.raises(error, match=message):
+            aipc.convert(folder, tmp_path / "out", quant_method="gptq")
+        assert not list(tmp_path.glob("*out*"))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_an_interrupted_calibration_leaves_nothing(checkpoint: Path, tmp_path: Path, share: float) -> None:
+    def interrupt(now: Progress) -> None:
+        if now.total_bytes == calibrated_bytes(checkpoint) and now.done_bytes >= share * now.total_bytes:
+            assert list(tmp_path.glob("*out*"))
+            raise KeyboardInterrupt
+
+    before = threading.active_count()
+    with pytest.raises(KeyboardInterrupt):
+        aipc.convert(checkpoint, tmp_path / "out", quant_method="gptq", progress=interrupt)
+    assert not list(tmp_path.glob("*out*"))
+    assert threading.active_count() == before
+
+
+def test_what_is_calibrated_is_a_piece_of_work_of_its_own(checkpoint: Path, tmp_path: Path) -> None:
+    """So that the time left is not foretold from the weights that take none."""
+    reports: list[Progress] = []
+    aipc.convert(checkpoint, tmp_path / "out", quant_method="gptq", progress=reports.append)
+    alone, calibrated = (list(group) for _, group in groupby(reports, lambda now: now.total_bytes))
+    assert calibrated[-1].total_bytes == calibrated_bytes(checkpoint)
+    for piece in (alone, calibrated):
+        done = [now.done_bytes for now in piece]
+        assert done == sorted(done)
+        assert done[-1] == piece[-1].total_bytes
+
+
+def calibrated_bytes(checkpoint: Path) -> int:
+    """Of the bfloat16 matrices in the layers."""
+    specs = [spec for spec in Phi3Config.read(checkpoint).weights() if spec.layer is not None]
+    return sum(2 * spec.elements for spec in specs if spec.role is not Role.NORM)
+
+
+def test_the_same_text_gives_the_same_bytes(checkpoint: Path, tmp_path: Path) -> None:
+    """With the line ends of either system, though threads take the blocks in any order."""
+    text = "\n\n".join(f"The tide comes in at {n}, and it goes out again." for n in range(300))
+    folders = []
+    for name, line_end in (("unix", "\n"), ("windows", "\r\n")):
+        (tmp_path / name).write_bytes(text.replace("\n", line_end).encode())
+        out, dataset = tmp_path / f"out-{name}", tmp_path / name
+        folders.append(aipc.convert(checkpoint, out, quant_method="gptq", dataset=dataset))
+    first, second = ((folder / "openvino_model.bin").read_bytes() for folder in folders)
+    assert first == second
+
+
+def test_a_text_in_letters_that_the_tokenizer_lacks(checkpoint: Path, tmp_path: Path) -> None:
+    text = tmp_path / "tide.txt"
+    text.write_text("潮は満ち、潮は引く。\n\nприлив и отлив 🌊\n\n" * 60, encoding="utf-8")
+    out = aipc.convert(checkpoint, tmp_path / "out", quant_method="gptq", dataset=text)
+    assert Manifest.read(out).recipe["calibration_tokens"] > 256
 
 
 def test_a_long_text_is_taken_in_pieces_from_all_of_it(checkpoint: Path, tmp_path: Path) -> None:

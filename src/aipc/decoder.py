@@ -109,11 +109,15 @@ class Decoder:
 
     def _attention(self, layer: int, x: np.ndarray, stretches: Sequence[Stretch]) -> np.ndarray:
         """Every token looks at itself and at those before it in its sequence."""
-        qkv = self.weights.product(f"model.layers.{layer}.self_attn.qkv_proj.weight", x)
+        # Nested, as in _mlp: what is not needed any more is not in memory while the next product is made.
+        qkv = f"model.layers.{layer}.self_attn.qkv_proj.weight"
+        mixed = self._mix_each(layer, self.weights.product(qkv, x), stretches)
+        return self.weights.product(f"model.layers.{layer}.self_attn.o_proj.weight", mixed)
+
+    def _mix_each(self, layer: int, qkv: np.ndarray, stretches: Sequence[Stretch]) -> np.ndarray:
         ends = np.cumsum([len(stretch.positions) for stretch in stretches])
         parts = zip(np.split(qkv, ends[:-1]), stretches, strict=True)
-        mixed = np.concatenate([self._mix(layer, part, stretch) for part, stretch in parts])
-        return self.weights.product(f"model.layers.{layer}.self_attn.o_proj.weight", mixed)
+        return np.concatenate([self._mix(layer, part, stretch) for part, stretch in parts])
 
     def _mix(self, layer: int, qkv: np.ndarray, stretch: Stretch) -> np.ndarray:
         """The attention of one sequence: [tokens, qkv_size] -> [tokens, heads * head_size]."""
@@ -139,9 +143,8 @@ class Decoder:
         return mixed.reshape(heads, tokens, size).swapaxes(0, 1).reshape(tokens, heads * size)
 
     def _mlp(self, layer: int, x: np.ndarray) -> np.ndarray:
-        both = self.weights.product(f"model.layers.{layer}.mlp.gate_up_proj.weight", x)
-        gate, up = np.split(both, 2, axis=-1)
-        return self.weights.product(f"model.layers.{layer}.mlp.down_proj.weight", silu(gate) * up)
+        between = gated(self.weights.product(f"model.layers.{layer}.mlp.gate_up_proj.weight", x))
+        return self.weights.product(f"model.layers.{layer}.mlp.down_proj.weight", between)
 
     def _norm(self, name: str, x: np.ndarray) -> np.ndarray:
         """RMSNorm over the last axis."""
@@ -210,6 +213,14 @@ def visible(positions: np.ndarray, tokens: int, window: int | None) -> np.ndarra
     query, key = positions[:, None], np.arange(tokens)
     seen: np.ndarray = key <= query
     return seen if window is None else seen & (key > query - window)
+
+
+def gated(both: np.ndarray) -> np.ndarray:
+    """[..., 2 n], of which the first half is the gate of the second, -> [..., n]."""
+    gate, up = np.split(both, 2, axis=-1)
+    opened = silu(gate)
+    opened *= up
+    return opened
 
 
 def silu(x: np.ndarray) -> np.ndarray:

@@ -54,8 +54,8 @@ def read_calibration(checkpoint_folder: Path, config: Phi3Config, dataset: Path 
     if dataset is None:
         words = resources.files("aipc.conversion").joinpath("calibration.txt").read_text(encoding="utf-8")
     else:
-        words = read_text_file(dataset)
-    ids = _as_chat(Text.load(checkpoint_folder), _pieces(words))
+        words = read_text_file(dataset).replace("\r\n", "\n")
+    ids = _as_chat(Text.load(checkpoint_folder), _pieces(words)) if words.strip() else []
     if len(ids) < _MIN_TOKENS:
         raise UsageError(
             f"the text has {len(ids)} tokens; to calibrate, at least {_MIN_TOKENS} are needed",

@@ -9,6 +9,8 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from aipc import __version__
 from aipc.conversion.calibration import Calibration, read_calibration
 from aipc.conversion.checkpoint import Checkpoint
@@ -133,10 +135,14 @@ def write_weights(
 ) -> None:
     """Bring every weight of the checkpoint, quantised once, into every writer.
 
-    calibration   for "gptq"
+    calibration   for "gptq"; what is quantised with it is a piece of work of its own for `progress`, as it
+                  takes a hundred times as long a byte
     """
     quantizer = QUANTIZERS[recipe.quant_method]
-    sink = _Sink(checkpoint, config, writers, progress)
+
+    def add(spec: WeightSpec, row: int, packed: Packed) -> None:
+        for writer in writers:
+            writer.add(spec, row, packed)
 
     def carry(block: Block) -> Block:
         weight = checkpoint.read(block.spec.name, block.rows)
@@ -144,44 +150,35 @@ def write_weights(
             packed = quantizer(weight, recipe.scheme_for(block.spec))
         except SchemeError as exc:
             raise SchemeError(f"{block.spec.name}: {exc.message}", exc.hint) from exc
-        sink.add(block.spec, block.rows.start, packed)
+        add(block.spec, block.rows.start, packed)
         return block
 
-    alone = [spec for spec in config.weights() if not (calibration and recipe.is_4_bit(spec))]
+    calibrated = [spec for spec in config.weights() if calibration and recipe.is_4_bit(spec)]
+    alone = [spec for spec in config.weights() if spec not in calibrated]
+    count = _Count(checkpoint, alone, progress)
     for block in in_threads(carry, _blocks(alone)):
-        sink.count(block)
+        count.take(block)
     if calibration:
+        count = _Count(checkpoint, calibrated, progress)
+        weights = CalibratedWeights(
+            checkpoint, config, recipe, add, lambda spec, rows: count.take(Block(spec, rows))
+        )
+        with np.errstate(over="ignore", invalid="ignore"):  # CalibratedWeights sees what becomes of it
+            for _ in forward(Decoder(config, weights), calibration.sequences):
+                pass
 
-        def take(spec: WeightSpec, row: int, packed: Packed) -> None:
-            sink.add(spec, row, packed)
-            sink.count(Block(spec, slice(row, row + len(packed.codes))))
 
-        weights = CalibratedWeights(checkpoint, config, recipe, take)
-        for _ in forward(Decoder(config, weights), calibration.sequences):
-            pass
-
-
-class _Sink:
-    """Where quantised rows go, and the count of them."""
+class _Count:
+    """How much of some weights is done."""
 
     def __init__(
-        self,
-        checkpoint: Checkpoint,
-        config: Phi3Config,
-        writers: Sequence[Writer],
-        progress: Callable[[Progress], None] | None,
+        self, checkpoint: Checkpoint, specs: Sequence[WeightSpec], progress: Callable[[Progress], None] | None
     ) -> None:
-        self._writers = writers
-        self._nbytes = {spec.name: checkpoint.tensors[spec.name].nbytes for spec in config.weights()}
+        self._nbytes = {spec.name: checkpoint.tensors[spec.name].nbytes for spec in specs}
         self._progress = progress
         self._done = 0
 
-    def add(self, spec: WeightSpec, row: int, packed: Packed) -> None:
-        """Give rows to every writer; from any thread."""
-        for writer in self._writers:
-            writer.add(spec, row, packed)
-
-    def count(self, block: Block) -> None:
+    def take(self, block: Block) -> None:
         """Report rows that were added; from the thread that asked for the conversion."""
         self._done += self._nbytes[block.spec.name] * block.elements // block.spec.elements
         if self._progress is not None:

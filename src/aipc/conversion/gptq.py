@@ -9,6 +9,10 @@ the error of the outputs is e H e^T; with H = V V^T, V upper triangular, it is t
 so column i is rounded where that sum is smallest, at w_i + sum of V_ji / V_ii e_j. Columns with the largest
 inputs come first, as long as others can make up for them. Scales and zero points stay those of scale_search.
 
+Nearly all of the time goes into products of matrices, which are cut so that few of them are thin: the factor
+of H is made a panel of columns at a time, straight from the inputs, and the feedback halves the columns again
+and again, so that the first half of a matrix gives the second what it owes in a single product.
+
 Source: Frantar et al., GPTQ (2022), with its "activation order" and fixed groups; the form without an inverse
 is that of Chee et al., QuIP (2023).
 """
@@ -25,15 +29,21 @@ from aipc.conversion.quantize import Packed, Scheme, dequantize, quantize
 from aipc.conversion.recipe import Recipe
 from aipc.conversion.scale_search import quantize_least_squares
 from aipc.conversion.streamed import StreamedWeights
+from aipc.conversion.threads import in_threads
+from aipc.errors import CheckpointError, SchemeError
 from aipc.phi3 import Phi3Config, WeightSpec
 
-# Numbers of a matrix that are rounded at once: the more rows, the less each step of Python costs.
-_BLOCK_ELEMENTS = 2**24
-# Columns that see the errors of earlier blocks of columns in one product.
+# Numbers of a matrix that a thread rounds at once: the more rows, the less each step of Python costs.
+_BLOCK_ELEMENTS = 2**23
+# While one thread is between two products, the other one has its own.
+_THREADS = 2
+# Columns that are rounded one by one, before the errors of all of them go to the others in one product.
 _COLUMNS = 64
 
-# Columns of the Gram matrix that are factorised at once.
-_FACTOR_COLUMNS = 256
+# Columns of the factor that are made at once.
+_PANEL = 256
+# Rows that are transposed at once: few enough for the cache, and for what it knows of addresses.
+_TRANSPOSED_ROWS = 64
 
 # What is added to the diagonal of H, in shares of its mean. Few tokens say little of most directions of the
 # inputs: with 0.6 tokens a column the best share on the demo model was 0.2, with 10 or more 0.05 and less.
@@ -41,6 +51,7 @@ _DAMPING = 0.01
 _DAMPING_OF_FEW_TOKENS = 0.2
 
 Store = Callable[[WeightSpec, int, Packed], None]
+Stored = Callable[[WeightSpec, slice], None]
 
 
 class CalibratedWeights(StreamedWeights):
@@ -48,15 +59,19 @@ class CalibratedWeights(StreamedWeights):
 
     So every matrix sees what the quantised layers before it make of the text, and is made to mend that.
 
-    store    takes the rows of each 4-bit matrix that start at an even number
-    memory   beside the inputs: H of the widest matrix, and a few blocks of 2^24 numbers
+    store    takes the rows of each 4-bit matrix that start at an even number, from several threads
+    stored   is told of them, from the thread that runs the decoder
+    memory   beside the inputs: the factor of the widest matrix, and a few blocks of 2^23 numbers a thread
     """
 
-    def __init__(self, checkpoint: Checkpoint, config: Phi3Config, recipe: Recipe, store: Store) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, config: Phi3Config, recipe: Recipe, store: Store, stored: Stored
+    ) -> None:
         super().__init__(checkpoint)
         self._specs = {spec.name: spec for spec in config.weights()}
         self._recipe = recipe
         self._store = store
+        self._stored = stored
 
     def read(self, name: str, rows: slice) -> np.ndarray:
         """See `StreamedWeights.read`: of a matrix that needs no calibration."""
@@ -64,21 +79,44 @@ class CalibratedWeights(StreamedWeights):
         return dequantize(quantize(weight, self._recipe.scheme_for(self._specs[name])))
 
     def product(self, name: str, x: np.ndarray) -> np.ndarray:
-        """See `Weights.product`; a 4-bit matrix is quantised for these inputs, and stored."""
+        """See `Weights.product`; a 4-bit matrix is quantised for these inputs, and stored.
+
+        raises   CheckpointError where the inputs are beyond float32
+        """
         spec = self._specs[name]
         scheme = self._recipe.scheme_for(spec)
         if scheme is None or not self._recipe.is_4_bit(spec):
             return super().product(name, x)
+        if not np.isfinite(x).all():
+            raise CheckpointError(
+                f"what the model makes of the text is NaN or infinite before {name}",
+                hint="the weights before it are damaged: take another copy of the model",
+            )
         feedback = feedback_of(x)
-        rows, columns = spec.shape
-        step = max(2, _BLOCK_ELEMENTS // columns // 2 * 2)
-        product = np.empty((len(x), rows), np.float32)
-        for start in range(0, rows, step):
-            block = slice(start, min(start + step, rows))
-            packed = quantize_with_feedback(self._checkpoint.read(name, block), scheme, feedback)
-            self._store(spec, start, packed)
-            product[:, block] = x @ dequantize(packed).T
+        product = np.empty((len(x), spec.shape[0]), np.float32)
+
+        def settle(block: slice) -> slice:
+            weight = self._checkpoint.read(name, block)
+            try:
+                packed = quantize_with_feedback(weight, scheme, feedback)
+            except SchemeError as exc:
+                raise SchemeError(f"{name}: {exc.message}", exc.hint) from exc
+            self._store(spec, block.start, packed)
+            with np.errstate(over="ignore", invalid="ignore"):  # the next matrix refuses what is not finite
+                np.matmul(x, dequantize(packed).T, out=product[:, block])
+            return block
+
+        for block in in_threads(settle, _row_blocks(*spec.shape), _THREADS):
+            self._stored(spec, block)
         return product
+
+
+def _row_blocks(rows: int, columns: int) -> list[slice]:
+    """Blocks of about the same size, each of which starts at an even row."""
+    most = max(2, _BLOCK_ELEMENTS // columns // 2 * 2)
+    count = -(-rows // most)
+    step = -(-rows // count // 2) * 2
+    return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +125,7 @@ class Feedback:
 
     order     [in] the columns; the last of them is rounded first
     weights   [in, in] float32; below the diagonal, column i is what column order[i] takes of each error
-              before it
+              before it; above the diagonal stands nothing
     """
 
     order: np.ndarray
@@ -97,42 +135,46 @@ class Feedback:
 def feedback_of(x: np.ndarray) -> Feedback:
     """The feedback that suits the inputs of a matrix.
 
-    x        [tokens, in] float32
+    x        [tokens, in] float32, finite
     """
     tokens, columns = x.shape
-    order = np.argsort(np.einsum("tc,tc->c", x, x), kind="stable")
-    x = x[:, order]
+    energies = np.einsum("tc,tc->c", x, x)
+    order = np.argsort(energies, kind="stable")
+    x = np.take(x, order, axis=1)
+    mean = float(energies.mean(dtype=np.float64)) or 1.0
     damping = _DAMPING + _DAMPING_OF_FEW_TOKENS * columns / tokens
     while True:
-        gram = x.T @ x
-        gram.reshape(-1)[:: columns + 1] += damping * (float(np.mean(np.diag(gram))) or 1.0)
         try:
-            factorise(gram)
+            weights = factor_of_gram(x, damping * mean)
             break
         except np.linalg.LinAlgError:  # too little for float32
             damping *= 10
     # Lower triangular: in the order of rounding, which is the reverse, it is the upper one.
-    gram /= np.diag(gram).copy()
-    return Feedback(order, gram)
+    for start in range(0, columns, _PANEL):
+        panel = weights[start:, start : start + _PANEL]
+        panel /= np.diag(panel).copy()
+    return Feedback(order, weights)
 
 
-def factorise(matrix: np.ndarray) -> None:
-    """Put the Cholesky factor in place of the lower triangle; the upper one is left as it comes.
+def factor_of_gram(x: np.ndarray, added: float) -> np.ndarray:
+    """The Cholesky factor of x^T x + added I, without that matrix: a panel of columns after the other.
 
-    As np.linalg.cholesky, which takes seven times the memory: it computes in float64.
-
-    matrix   [n, n] float32, symmetric
-    raises   LinAlgError if it is not positive definite
+    x        [tokens, n] float32
+    returns  [n, n] float32; what stands above the diagonal means nothing
+    raises   LinAlgError if the matrix is not positive definite as far as float32 can tell
     """
-    for start in range(0, len(matrix), _FACTOR_COLUMNS):
-        stop = start + _FACTOR_COLUMNS
-        corner = np.linalg.cholesky(matrix[start:stop, start:stop])
-        matrix[start:stop, start:stop] = corner
-        below = matrix[stop:, start:stop]
-        below[:] = below @ np.linalg.inv(corner).T
-        for later in range(stop, len(matrix), _FACTOR_COLUMNS):
-            rest = below[later - stop :]
-            matrix[later:, later : later + _FACTOR_COLUMNS] -= rest @ rest[:_FACTOR_COLUMNS].T
+    columns = x.shape[1]
+    factor = np.zeros((columns, columns), np.float32)
+    for start in range(0, columns, _PANEL):
+        stop = min(start + _PANEL, columns)
+        panel = x[:, start:].T @ x[:, start:stop]
+        panel -= factor[start:, :start] @ factor[start:stop, :start].T
+        corner = panel[: stop - start]
+        corner.reshape(-1)[:: stop - start + 1] += np.float32(added)
+        corner = np.linalg.cholesky(corner)
+        factor[start:stop, start:stop] = corner
+        np.matmul(panel[stop - start :], np.linalg.inv(corner).T, out=factor[stop:, start:stop])
+    return factor
 
 
 def quantize_with_feedback(weight: np.ndarray, scheme: Scheme, feedback: Feedback) -> Packed:
@@ -142,30 +184,72 @@ def quantize_with_feedback(weight: np.ndarray, scheme: Scheme, feedback: Feedbac
     raises   as `quantize`
     """
     searched = quantize_least_squares(weight, scheme)
-    assert searched.scale is not None  # noqa: S101 - a 4-bit scheme has scales
-    scale = searched.scale.T.astype(np.float32)
-    zero = np.zeros_like(scale) if searched.zero_point is None else searched.zero_point.T.astype(np.float32)
-    inputs = weight.shape[1]
-    groups = feedback.order // (inputs // scheme.groups(inputs))
-    # By column: first what is to be rounded, then what was lost.
-    errors = weight.T[feedback.order]
-    codes = np.empty(errors.shape, searched.codes.dtype)
-    for stop in range(inputs, 0, -_COLUMNS):
-        start = max(0, stop - _COLUMNS)
-        targets = feedback.weights[stop:, start:stop].T @ errors[stop:]
-        targets += errors[start:stop]
-        for column in range(stop - 1, start - 1, -1):
-            group = groups[column]
-            steps = targets[column - start]
-            steps += feedback.weights[column + 1 : stop, column] @ errors[column + 1 : stop]
-            steps /= scale[group]
-            steps += zero[group]
+    rounding = _Rounding(weight, searched, scheme, feedback)
+    rounding.settle(0, weight.shape[1])
+    return Packed(rounding.codes(), searched.scale, searched.zero_point, scheme)
+
+
+class _Rounding:
+    """Rows of a matrix while they are rounded, [in, rows]: a row of it is a column of the matrix.
+
+    errors    the weights, in the order of the feedback; of a column that is rounded, what it lost
+    targets   where each is to be rounded: the weight, and what it takes of the errors so far
+    """
+
+    def __init__(self, weight: np.ndarray, searched: Packed, scheme: Scheme, feedback: Feedback) -> None:
+        assert searched.scale is not None  # noqa: S101 - a 4-bit scheme has scales
+        inputs = weight.shape[1]
+        self.feedback = feedback
+        self.groups = feedback.order // (inputs // scheme.groups(inputs))
+        self.scale = searched.scale.T.astype(np.float32)
+        self.per_scale = 1 / self.scale
+        self.zero = None if searched.zero_point is None else searched.zero_point.T.astype(np.float32)
+        self.range = scheme.code_range
+        self.errors = transposed(np.take(weight, feedback.order, axis=1))
+        self.targets = self.errors.copy()
+        self.owed = np.empty((inputs // 2 + 1, len(weight)), np.float32)
+        self.rounded = np.empty(self.errors.shape, searched.codes.dtype)
+
+    def settle(self, start: int, stop: int) -> None:
+        """Round these columns, from the last to the first; all after them are."""
+        if stop - start <= _COLUMNS:
+            self._round(start, stop)
+            return
+        middle = (start + stop) // 2
+        self.settle(middle, stop)
+        owed = self.owed[: middle - start]
+        np.matmul(self.feedback.weights[middle:stop, start:middle].T, self.errors[middle:stop], out=owed)
+        self.targets[start:middle] += owed
+        self.settle(start, middle)
+
+    def codes(self) -> np.ndarray:
+        """Of the columns in the order of the matrix, [rows, in]."""
+        places = np.argsort(self.feedback.order)
+        return np.take(transposed(self.rounded), places, axis=1)
+
+    def _round(self, start: int, stop: int) -> None:
+        among = np.ascontiguousarray(self.feedback.weights[start:stop, start:stop].T)
+        owed = self.owed[0]
+        for place in range(stop - 1, start - 1, -1):
+            steps, group = self.targets[place], self.groups[place]
+            np.matmul(among[place - start, place + 1 - start :], self.errors[place + 1 : stop], out=owed)
+            steps += owed
+            steps *= self.per_scale[group]
+            if self.zero is not None:
+                steps += self.zero[group]
             np.rint(steps, out=steps)
-            np.clip(steps, *scheme.code_range, out=steps)
-            codes[column] = steps
-            steps -= zero[group]
-            steps *= scale[group]
-            errors[column] -= steps
-    chosen = np.empty_like(searched.codes)
-    chosen[:, feedback.order] = codes.T
-    return Packed(chosen, searched.scale, searched.zero_point, scheme)
+            np.clip(steps, *self.range, out=steps)
+            self.rounded[place] = steps
+            if self.zero is not None:
+                steps -= self.zero[group]
+            steps *= self.scale[group]
+            self.errors[place] -= steps
+
+
+def transposed(matrix: np.ndarray) -> np.ndarray:
+    """A copy, [a, b] -> [b, a]; numpy's own takes six times as long where rows are kilobytes apart."""
+    copy = np.empty(matrix.shape[::-1], matrix.dtype)
+    for start in range(0, len(matrix), _TRANSPOSED_ROWS):
+        rows = slice(start, start + _TRANSPOSED_ROWS)
+        copy[:, rows] = matrix[rows].T
+    return copy
