@@ -342,6 +342,12 @@ def test_the_npu_refuses_a_prompt_that_it_would_misunderstand(npu: EngineSession
     assert len(list(npu.generate([5, 6], GREEDY))) == 24
 
 
+def test_the_npu_refuses_log_probabilities_that_it_does_not_have(npu: EngineSession) -> None:
+    with pytest.raises(UsageError, match=r"on NPU .* gives no log-probabilities") as caught:
+        npu.generate(ids(9), Sampling(max_new_tokens=4, logprobs=0))
+    assert "--runtime onnxruntime" in caught.value.hint
+
+
 def test_the_npu_crosses_longropes_border_with_one_compilation_for_each_side(
     longrope: RandomModel, tmp_path: Path
 ) -> None:
