@@ -10,10 +10,13 @@ from pathlib import Path
 
 import openai
 
+from aipc.inventory import Candidate
 from aipc.model import Model
+from aipc.plan import Plan
+from aipc.runtimes.base import ONNXRUNTIME, OPENVINO, Device
 from aipc.serve.app import create_app
 from aipc.serve.guard import Policy
-from aipc.serve.pool import Limits, Pool
+from aipc.serve.pool import Entry, Limits, Pool
 from aipc.serve.server import Server, listen
 from aipc.text import Text
 from aipc.types import Prefill, Sampling, ScoredToken, TokenStream
@@ -32,6 +35,28 @@ TOOLS_TEMPLATE = (
 Play = Callable[[list[int], Sampling], Iterator[int]]
 
 
+# Where scripted models run, unless a test knows better.
+CPU = Candidate(ONNXRUNTIME, Device("CPU", "a processor", "CPU"))
+CPU_TOO = Candidate(OPENVINO, Device("CPU", "a processor", "CPU"))
+NPU = Candidate(OPENVINO, Device("NPU", "a neural processor", "NPU", address="0000:00:0b.0"))
+
+
+class ScriptedPlaces:
+    """Where the models of a test may run.
+
+    plan     for all of them
+    asked    how often it was looked up
+    """
+
+    def __init__(self) -> None:
+        self.plan = Plan((CPU,), named=False)
+        self.asked = 0
+
+    def of(self, name: str, *, pinned: bool) -> Plan:
+        self.asked += 1
+        return self.plan
+
+
 class ScriptedSession:
     """Plays a script for each request, and remembers what was asked.
 
@@ -39,10 +64,11 @@ class ScriptedSession:
     cached   how many tokens of a prompt need not be computed, for all that is known
     """
 
-    device, precision, context_length, notes = "CPU", "int4", 512, ()
+    precision, context_length, notes = "int4", 512, ()
 
-    def __init__(self, play: Play) -> None:
+    def __init__(self, play: Play, device: str = "CPU") -> None:
         self.play = play
+        self.device = device
         self.prompts: list[list[int]] = []
         self.samplings: list[Sampling] = []
         self.ended = 0
@@ -72,27 +98,50 @@ class ScriptedSession:
 
 
 class Served:
-    """A server that runs, its models and clients for it."""
+    """A server that runs, its models and clients for it.
+
+    sessions    of each model in the usual place; `placed` has those in all places
+    before_load called before a model is loaded; it may wait
+    refuse      called before a model is loaded in a place; it may raise
+    notes       what a model says when it was loaded
+    """
 
     def __init__(self, folder: Path, names: Sequence[str] = ("scripted",)) -> None:
         self.text = Text.load(write_llama_style(folder / "plain"))
         tools = write_gpt_style(folder / "tools", chat_template=TOOLS_TEMPLATE)
         self.tools_text = Text.load(tools)
         self.names = names
+        self.places = ScriptedPlaces()
         self.sessions: dict[str, ScriptedSession] = {}
+        self.placed: dict[tuple[str, str, str], ScriptedSession] = {}
         self.loads: list[str] = []
+        self.loaded_on: list[Candidate] = []
         self.clients: list[openai.OpenAI] = []
         self.expected: dict[str, int] = {}
         self.before_load: Callable[[str], None] = lambda name: None
+        self.refuse: Callable[[Candidate], None] = lambda place: None
+        self.notes: tuple[str, ...] = ()
         self.port = 0
         self.pool: Pool
 
-    def load(self, name: str) -> Model:
+    def load(self, name: str, place: Candidate) -> Model:
         self.loads.append(name)
+        self.loaded_on.append(place)
         self.before_load(name)
+        self.refuse(place)
         text = self.tools_text if name == "tools" else self.text
-        self.sessions[name] = ScriptedSession(self.saying(ANSWER, text))
-        return Model(name, text, self.sessions[name], runtime="a script")
+        session = ScriptedSession(self.saying(ANSWER, text), place.device.word)
+        if place is CPU:
+            self.sessions[name] = session
+        self.placed[name, place.device.word, place.runtime.name] = session
+        return Model(
+            name,
+            text,
+            session,
+            runtime="a script",
+            address=place.device.address,
+            notes=self.notes,
+        )
 
     def scoring(self, words: str) -> Play:
         """A script that also says, to those who ask, that its tokens are the likeliest, and of 30 others."""
@@ -130,6 +179,10 @@ class Served:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
+    def entry(self, name: str = "scripted", place: Candidate = CPU) -> Entry:
+        """A model in a place, which was asked for before."""
+        return self.pool.entries[name, place.device.word, place.runtime.name]
+
     def client(self, key: str = "none") -> openai.OpenAI:
         """OpenAI's client, which takes every error for what it is."""
         client = openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=30)
@@ -148,7 +201,11 @@ def serving(
     """A server from here to the end of the `with`."""
     served = Served(folder, names)
     served.pool = Pool(
-        names, served.load, lambda name: served.expected.get(name, 0), limits or Limits(memory_bytes=2**40)
+        names,
+        served.places,  # type: ignore[arg-type]
+        served.load,
+        lambda name: served.expected.get(name, 0),
+        limits or Limits(memory_bytes=2**40),
     )
     socket = listen("127.0.0.1", 0)
     served.port = socket.getsockname()[1]

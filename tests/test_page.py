@@ -117,7 +117,16 @@ def test_a_client_that_is_no_browser_is_told_that_it_runs(served: Served) -> Non
 def test_the_devices_and_the_loaded_models_are_told(served: Served) -> None:
     activity = httpx.get(f"{served.url}/monitor", timeout=30).json()
     assert activity["models"] == [
-        {"id": "scripted", "device": "CPU", "runtime": "a script", "precision": "int4"}
+        {
+            "id": "scripted",
+            "device": "CPU",
+            "device_id": "CPU",
+            "runtime": "onnxruntime",
+            "runtime_name": "a script",
+            "precision": "int4",
+            "auto": True,
+            "notes": [],
+        }
     ]
     assert activity["failure"] == ""
     (cpu,) = [device for device in activity["devices"] if device["id"] == "CPU"]

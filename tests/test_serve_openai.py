@@ -307,7 +307,10 @@ def test_a_whole_answer_is_begun_anew_when_its_process_is_lost(served: Served) -
     served.session.play = fails_after(ids, lost())
     assert ask(served).choices[0].message.content == ANSWER
     assert len(served.session.prompts) == 2
-    assert 'aipc_replays_total{model="scripted"} 1.0' in httpx.get(f"{served.url}/metrics").text
+    assert (
+        'aipc_replays_total{device="CPU",model="scripted",runtime="onnxruntime"} 1.0'
+        in httpx.get(f"{served.url}/metrics").text
+    )
     served.session.play = fails_after(ids, lost(), lost())
     with pytest.raises(openai.InternalServerError, match="has ended; ask again") as caught:
         ask(served)
@@ -403,7 +406,7 @@ def test_a_client_that_leaves_ends_its_own_work_and_no_other(served: Served) -> 
         served.client().with_options(timeout=0.3).chat.completions.create(model="scripted", messages=MESSAGES)  # type: ignore[arg-type]
     until = threading.Event()
     for _ in range(500):
-        if session.ended == 2 and served.pool.entries["scripted"].slots.running == 1:
+        if session.ended == 2 and served.entry().slots.running == 1:
             break
         until.wait(0.02)
     assert session.ended == 2

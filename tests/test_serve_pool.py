@@ -18,10 +18,11 @@ from aipc.serve import pool as pool_module
 from aipc.serve.answers import Desk, Question
 from aipc.serve.failures import RefusedError
 from aipc.serve.metrics import Metrics
+from aipc.serve.places import Wish
 from aipc.serve.pool import Limits
 from aipc.serve.slots import Slots
 from aipc.serve.watch import Watch
-from serving import ANSWER, MESSAGES, Served, serving
+from serving import ANSWER, MESSAGES, ScriptedPlaces, Served, serving
 
 
 def test_clients_take_turns_and_leave_the_queue_when_they_go() -> None:
@@ -64,11 +65,17 @@ def test_a_request_that_needs_more_room_than_there_is_takes_none() -> None:
 
 def test_a_request_that_is_given_up_at_once_leaves_its_place() -> None:
     async def run() -> None:
-        pool = pool_module.Pool(["a"], lambda name: pytest.fail(), lambda name: 0, Limits(2**40))
-        answers = Desk(pool, Metrics(pool, Watch())).ask("a", [Question("x", {})], "client", live=True)
+        places: Any = ScriptedPlaces()
+        pool = pool_module.Pool(
+            ["a"], places, lambda name, place: pytest.fail(), lambda name: 0, Limits(2**40)
+        )
+        desk = Desk(pool, Metrics(pool, Watch()))
+        answers = await desk.ask(Wish("a"), [Question("x", {})], "client", live=True)
+        (entry,) = pool.entries.values()
+        assert entry.slots.running == 1
         answers.cancel()
         await asyncio.sleep(0)
-        assert pool.entries["a"].slots.running == 0
+        assert entry.slots.running == 0
 
     asyncio.run(run())
 
@@ -99,14 +106,15 @@ def test_a_full_queue_says_when_to_come_again(tmp_path: Path) -> None:
         threads = [threading.Thread(target=ask, args=(served, "scripted")) for _ in range(2)]
         for thread in threads:
             thread.start()
-        slots = served.pool.entries["scripted"].slots
+        slots = served.entry().slots
         until(lambda: slots.running + slots.waiting == 2)
         with pytest.raises(openai.RateLimitError, match="1 requests are worked on and 1 wait") as caught:
             ask(served, "scripted")
         assert int(caught.value.response.headers["retry-after"]) >= 1
         # Nothing else waits for those who wait.
         assert httpx.get(f"{served.url}/health").json()["status"] == "ok"
-        assert 'aipc_requests_waiting{model="scripted"} 1.0' in httpx.get(f"{served.url}/metrics").text
+        waiting = 'aipc_requests_waiting{device="CPU",model="scripted",runtime="onnxruntime"} 1.0'
+        assert waiting in httpx.get(f"{served.url}/metrics").text
         hold.set()
         for thread in threads:
             thread.join(20)
@@ -165,7 +173,7 @@ def test_the_longest_unused_model_makes_room(tmp_path: Path, sizes: dict[str, in
     with serving(tmp_path, ("a", "b", "c"), limits=Limits(memory_bytes=9)) as served:
         for name in ("a", "b", "a", "c"):
             assert ask(served, name) == ANSWER
-        loaded = [name for name, entry in served.pool.entries.items() if entry.model is not None]
+        loaded = [entry.name for entry in served.pool.entries.values() if entry.model is not None]
         assert loaded == ["a", "c"]
         assert served.sessions["b"].closed
 
@@ -194,8 +202,10 @@ def test_a_model_in_use_is_not_unloaded_for_another(tmp_path: Path, sizes: dict[
         served.sessions["a"].play = wait
         user = threading.Thread(target=ask, args=(served, "a"))
         user.start()
-        until(lambda: served.pool.entries["a"].users == 1)
-        with pytest.raises(openai.InternalServerError, match="no memory for b beside a") as caught:
+        until(lambda: served.entry("a").users == 1)
+        with pytest.raises(
+            openai.InternalServerError, match=r"no memory for b on CPU .* beside a on CPU"
+        ) as caught:
             ask(served, "b")
         assert caught.value.status_code == 503
         assert int(caught.value.response.headers["retry-after"]) >= 1

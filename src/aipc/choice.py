@@ -40,23 +40,22 @@ def choose(
     weight_format: str | None = None,
     goal: Goal = "fast",
     workload: Workload | None = None,
+    pinned: bool = True,
 ) -> Choice:
     """What to run a model with; nothing is loaded yet.
 
     device, runtime, needs   as plan.make_plan has them
     weight_format            None for what the folder holds, int4 for a checkpoint
     workload                 None for what is usual for the goal
+    pinned                   whether a person's pin leaves no other place
     raises                   as plan.make_plan, and ModelNotFoundError
     """
     formats = prepare.formats_of(source)
     # What was measured says nothing of other arithmetic.
     record = None if needs.exact else kept.record_of(source)
     order = _Order(source, record, weight_format, goal, workload or WORKLOADS[goal])
-    pin = (
-        None
-        if needs.exact or runtime is not None or device.lower() != selectors.AUTO
-        else kept.pin_of(source)
-    )
+    asked = needs.exact or runtime is not None or device.lower() != selectors.AUTO
+    pin = kept.pin_of(source) if pinned and not asked else None
     try:
         made = plan.make_plan(
             pin.device if pin else device,

@@ -9,7 +9,15 @@ from importlib import metadata
 from pathlib import Path
 
 from aipc import cache, hub, memory, preflight
-from aipc.errors import AipcError, CheckpointError, SchemeError, StorageError, UsageError, shown
+from aipc.errors import (
+    AipcError,
+    CheckpointError,
+    ModelNotFoundError,
+    SchemeError,
+    StorageError,
+    UsageError,
+    shown,
+)
 from aipc.longrope import USUAL_BORDER, border_in
 from aipc.manifest import MANIFEST_FILE, Manifest
 from aipc.phi3 import Phi3Config, read_json_object
@@ -225,19 +233,14 @@ def ready_model(
     revision       of a hub repository: branch, tag or commit
     raises         as `convert`; SchemeError if the source is a folder for another runtime or format
     """
-    name = str(source)
-    target = _TARGETS.get(device.family, "cpu")
+    recipe, target = _recipe_for(runtime, device, weight_format)
+    ready = _stored(source, runtime, recipe, revision)
+    if ready is not None:
+        return ready
     onnx = runtime is ONNXRUNTIME
-    recipe = dict(DEFAULT_RECIPE) | ({"target": target} if onnx else {})
-    if weight_format is not None:
-        recipe |= {"weight_format": weight_format}
-    if hub.local_folder(source) is None:
-        earlier = cache.lookup(name, recipe, runtime.name, revision)
-        if earlier is not None:
-            return ReadyModel(name, earlier)
     found = hub.find(source, revision=revision, target=target if onnx else None, progress=progress)
     if found.kind == "converted":
-        ready = ReadyModel(name, _fitting_folder(found.folder, runtime, target))
+        ready = ReadyModel(str(source), _fitting_folder(found.folder, runtime, target))
         _require_format(ready, weight_format)
         return ready
     out = cache.converted_folder(found, recipe, runtime.name)
@@ -258,7 +261,47 @@ def ready_model(
             # Another process that began at the same time may have put the same folder there.
             if not (out / MANIFEST_FILE).is_file():
                 raise
-    return ReadyModel(name, out)
+    return ReadyModel(str(source), out)
+
+
+def ready_here(source: str | Path, runtime: RuntimeInfo, device: Device) -> ReadyModel | None:
+    """The folder that `ready_model` would give, if it is here already: nothing is fetched or converted.
+
+    raises   CheckpointError, SchemeError
+    """
+    recipe, target = _recipe_for(runtime, device, None)
+    ready = _stored(source, runtime, recipe, None)
+    if ready is not None:
+        return ready
+    try:
+        found = hub.find(source, target=target if runtime is ONNXRUNTIME else None, download=False)
+    except ModelNotFoundError:
+        return None
+    if found.kind == "converted":
+        return ReadyModel(str(source), _fitting_folder(found.folder, runtime, target))
+    out = cache.converted_folder(found, recipe, runtime.name)
+    return ReadyModel(str(source), out) if (out / MANIFEST_FILE).is_file() else None
+
+
+def _recipe_for(
+    runtime: RuntimeInfo, device: Device, weight_format: str | None
+) -> tuple[Mapping[str, object], str]:
+    """How a checkpoint is converted, and whose kernels an ONNX folder is for."""
+    target = _TARGETS.get(device.family, "cpu")
+    recipe = dict(DEFAULT_RECIPE) | ({"target": target} if runtime is ONNXRUNTIME else {})
+    if weight_format is not None:
+        recipe |= {"weight_format": weight_format}
+    return recipe, target
+
+
+def _stored(
+    source: str | Path, runtime: RuntimeInfo, recipe: Mapping[str, object], revision: str | None
+) -> ReadyModel | None:
+    """What was converted of a hub model, even where its checkpoint has been deleted since."""
+    if hub.local_folder(source) is not None:
+        return None
+    earlier = cache.lookup(str(source), recipe, runtime.name, revision)
+    return None if earlier is None else ReadyModel(str(source), earlier)
 
 
 def _require_format(ready: ReadyModel, weight_format: str | None) -> None:

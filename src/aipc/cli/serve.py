@@ -16,6 +16,7 @@ from aipc.errors import UsageError, require
 if TYPE_CHECKING:
     from socket import socket as Socket  # noqa: N812 - it is a class
 
+    from aipc.inventory import Candidate
     from aipc.model import Model
     from aipc.serve.guard import Policy
     from aipc.serve.pool import Pool
@@ -37,9 +38,15 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("models", metavar="MODEL", nargs="*", default=[], help="alias, hub id or folder")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one (default: 8000)")
-    parser.add_argument("--device", default="auto", help="auto, NPU, GPU, GPU.1, CPU ... (default: auto)")
     parser.add_argument(
-        "--runtime", help="what runs the models, such as openvino (default: by device and folder)"
+        "--device",
+        default="auto",
+        help="auto, NPU, GPU, GPU.1, CPU ...; but for auto, clients can ask for no other (default: auto)",
+    )
+    parser.add_argument(
+        "--runtime",
+        help="what runs the models, such as openvino; clients can ask for no other "
+        "(default: by device and folder)",
     )
     group = parser.add_argument_group("how much")
     group.add_argument(
@@ -84,13 +91,13 @@ def run(args: Namespace) -> int:
     pool, policy = _pool(args), _policy(args)
     drain_s = parse_seconds(args.drain, "--drain")
     with listen(args.host, args.port) as socket:
-        first = next(iter(pool.entries))
+        first = pool.names[0]
         model = _load(first, args) if args.models else None
         host = f"[{args.host}]" if ":" in args.host else args.host
         address = f"http://{host}:{socket.getsockname()[1]}"
 
         def announce() -> None:
-            console.note(f"serving {', '.join(pool.entries)}")
+            console.note(f"serving {', '.join(pool.names)}")
             console.note(f"OpenAI: {address}/v1   page: {address}   Ctrl+C ends")
 
         server = Server(
@@ -104,13 +111,14 @@ def run(args: Namespace) -> int:
 
 
 async def _serve(server: Server, pool: Pool, first: str, model: Model | None, socket: Socket) -> None:
-    if model is not None:
-        pool.adopt(first, model)
+    if model is not None and model.candidate is not None:
+        pool.adopt(first, model.candidate, model)
     await server.serve(sockets=[socket])
 
 
 def _pool(args: Namespace) -> Pool:
     from aipc.serve.catalog import expected_memory_bytes, served_names
+    from aipc.serve.places import Places
     from aipc.serve.pool import Limits, Pool, machine_memory_bytes
     from aipc.serve.times import parse_seconds
 
@@ -122,7 +130,7 @@ def _pool(args: Namespace) -> Pool:
         raise UsageError(f"--memory is {args.memory}; it must be above 0")
     limits = Limits(int(memory), parse_seconds(args.keep_alive, "--keep-alive"), args.parallel, args.queue)
     names = served_names(args.models)
-    return Pool(names, lambda name: _load_quietly(name, args), expected_memory_bytes, limits)
+    return Pool(names, Places(args.device, args.runtime), _load_quietly, expected_memory_bytes, limits)
 
 
 def _policy(args: Namespace) -> Policy:
@@ -155,7 +163,10 @@ def _load(name: str, args: Namespace) -> Model:
     return model
 
 
-def _load_quietly(name: str, args: Namespace) -> Model:
+def _load_quietly(name: str, place: Candidate) -> Model:
     """The model, loaded while others answer."""
-    console.note(f"loading {name}")
-    return aipc.load(name, device=args.device, runtime=args.runtime)
+    console.note(f"loading {name} on {place}")
+    model = aipc.load(name, device=place.device.word, runtime=place.runtime.name)
+    for sentence in model.notes:
+        console.note(sentence)
+    return model

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from aipc.errors import EngineLostError
 from aipc.model import Model, Prompt
 from aipc.serve.failures import RefusedError
 from aipc.serve.metrics import Metrics
+from aipc.serve.places import Wish
 from aipc.serve.pool import Entry, Pool
 from aipc.serve.reading import read
 from aipc.serve.slots import Ticket
@@ -64,6 +66,10 @@ class Whole:
     logprobs: tuple[TokenLogprob, ...] = ()
 
 
+# Opens the model that the answers come from, and tells where it runs.
+Lease = Callable[[], contextlib.AbstractAsyncContextManager[tuple[Entry, Model]]]
+
+
 class Desk:
     """Where requests are handed in."""
 
@@ -71,9 +77,9 @@ class Desk:
         self.pool = pool
         self.metrics = metrics
 
-    def ask(
+    async def ask(
         self,
-        name: str,
+        wish: Wish,
         questions: Sequence[Question],
         client: str,
         *,
@@ -85,28 +91,24 @@ class Desk:
         client         who waits in the queue beside others
         live           pieces are handed out as they come; otherwise all of an answer at its end
         keep_alive_s   how long the model stays loaded afterwards, in place of the usual
-        raises         ModelNotFoundError, RefusedError (429)
+        raises         what Pool.find raises, RefusedError (429)
         """
-        entry = self.pool.find(name)
-        tickets = entry.slots.enter(client, len(questions))
-        return Answers(self, entry, list(zip(questions, tickets, strict=True)), live, keep_alive_s)
+        entries = await self.pool.find(wish)
+        # Whoever is sent on from there to another place waited here.
+        tickets = entries[0].slots.enter(client, len(questions))
+        work = list(zip(questions, tickets, strict=True))
+        return Answers(self.metrics, partial(self.pool.lease, wish, entries, keep_alive_s), work, live)
 
 
 class Answers:
     """The answers to the questions of one request, under way at the same time."""
 
     def __init__(
-        self,
-        desk: Desk,
-        entry: Entry,
-        work: Sequence[tuple[Question, Ticket]],
-        live: bool,
-        keep_alive_s: float | None,
+        self, metrics: Metrics, lease: Lease, work: Sequence[tuple[Question, Ticket]], live: bool
     ) -> None:
-        self._desk = desk
-        self._entry = entry
+        self._metrics = metrics
+        self._lease = lease
         self._live = live
-        self._keep_alive_s = keep_alive_s
         self._arrived: float | None = time.perf_counter()
         self._left = len(work)
         self._begun: list[Piece] = []
@@ -171,8 +173,8 @@ class Answers:
         try:
             async with asyncio.timeout(_LONGEST_S):
                 await ticket.granted
-                async with self._desk.pool.lease(self._entry, self._keep_alive_s) as model:
-                    await self._attempt(index, question, model)
+                async with self._lease() as (entry, model):
+                    await self._attempt(index, question, entry, model)
         except TimeoutError:
             late = RefusedError(503, "too_slow", f"the answer took longer than {_LONGEST_S:.0f} s")
             await self._pieces.put(late)
@@ -181,7 +183,7 @@ class Answers:
         finally:
             ticket.leave()
 
-    async def _attempt(self, index: int, question: Question, model: Model) -> None:
+    async def _attempt(self, index: int, question: Question, entry: Entry, model: Model) -> None:
         """Ask; and once more if the process was lost before anything was handed out."""
         for attempt in range(1, _ATTEMPTS + 1):
             handed_out = False
@@ -189,7 +191,7 @@ class Answers:
             try:
                 async with contextlib.aclosing(read(lambda: question.ask(model))) as batches:
                     async for batch in batches:
-                        self._observe(batch)
+                        self._observe(entry, batch)
                         kept += [Piece(index, chunk) for chunk in batch]
                         if kept and (self._live or kept[-1].chunk.finish_reason):
                             handed_out = True
@@ -198,18 +200,17 @@ class Answers:
             except EngineLostError:
                 if handed_out or attempt == _ATTEMPTS:
                     raise
-                self._desk.metrics.replays.labels(self._entry.name).inc()
+                self._metrics.replays.labels(*entry.labels).inc()
             else:
                 return
 
-    def _observe(self, batch: Sequence[Chunk]) -> None:
-        name, metrics = self._entry.name, self._desk.metrics
+    def _observe(self, entry: Entry, batch: Sequence[Chunk]) -> None:
         if batch and self._arrived is not None:
-            metrics.first_token(name, time.perf_counter() - self._arrived)
+            self._metrics.first_token(entry.labels, time.perf_counter() - self._arrived)
             self._arrived = None
         for chunk in batch:
             if chunk.stats is not None:
-                metrics.answered(name, chunk.stats)
+                self._metrics.answered(entry.labels, chunk.stats)
 
 
 def _joined(chunks: Sequence[Chunk]) -> Whole:

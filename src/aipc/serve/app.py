@@ -19,6 +19,7 @@ import aipc
 from aipc.errors import AipcError
 from aipc.serve import ollama, openai, page, responses
 from aipc.serve.answers import Desk
+from aipc.serve.cards import details
 from aipc.serve.catalog import describe
 from aipc.serve.failures import (
     OLLAMA_PREFIX,
@@ -48,6 +49,7 @@ from aipc.serve.openai_schema import (
     ChatRequest,
     CompletionRequest,
     ModelCard,
+    ModelDetails,
     ModelList,
     TextCompletion,
 )
@@ -120,13 +122,14 @@ async def monitor(request: Request) -> Activity:
 @openai_api.get("/models", responses=_FAILURES)
 async def models(request: Request) -> ModelList:
     """What is served."""
-    return ModelList(data=[ModelCard(id=name, created=0) for name in desk_of(request).pool.entries])
+    return ModelList(data=[ModelCard(id=name, created=0) for name in desk_of(request).pool.names])
 
 
 @openai_api.get("/models/{model:path}", responses=_FAILURES)
-async def model(model: str, request: Request) -> ModelCard:
-    """One of the models."""
-    return ModelCard(id=desk_of(request).pool.find(model).name, created=0)
+async def model(model: str, request: Request) -> ModelDetails:
+    """One of the models, and where it may run."""
+    pool = desk_of(request).pool
+    return await details(pool, pool.served(model))
 
 
 @openai_api.post("/chat/completions", response_model=ChatCompletion, responses=_EVENTS)
@@ -134,7 +137,7 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
     """The next turn of a conversation."""
     return await answered(
         request,
-        body.model,
+        body.wish,
         openai.chat_questions(body),
         events=openai.ChatEvents(body) if body.stream else None,
         whole=lambda answers: openai.chat_completion(body, answers),
@@ -148,7 +151,7 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
     questions = openai.completion_questions(body)
     return await answered(
         request,
-        body.model,
+        body.wish,
         questions,
         events=openai.CompletionEvents(body, questions) if body.stream else None,
         whole=lambda answers: openai.text_completion(body, questions, answers),
@@ -161,7 +164,7 @@ async def create_response(body: ResponsesRequest, request: Request) -> Response:
     """The next turn of a conversation, in the newer API; nothing is kept."""
     return await answered(
         request,
-        body.model,
+        body.wish,
         responses.questions(body),
         events=responses.ResponseEvents(body) if body.stream else None,
         whole=lambda answers: responses.whole_response(body, answers),
@@ -178,7 +181,7 @@ async def version() -> Version:
 @ollama_api.get("/tags", responses=_OLLAMA_FAILURES)
 async def tags(request: Request) -> Tags:
     """What is served."""
-    names = list(desk_of(request).pool.entries)
+    names = desk_of(request).pool.names
     known = await asyncio.to_thread(lambda: [describe(name) for name in names])
     return Tags(models=[ollama.tag(one) for one in known])
 
@@ -195,7 +198,7 @@ async def loaded_models(request: Request) -> Running:
 @ollama_api.post("/show", responses=_OLLAMA_FAILURES)
 async def show(body: ShowRequest, request: Request) -> Shown:
     """What is known of a model."""
-    name = desk_of(request).pool.find(body.model or body.name or "").name
+    name = desk_of(request).pool.served(body.model or body.name or "")
     known = await asyncio.to_thread(describe, name)
     return ollama.shown(known, takes_tools=await asyncio.to_thread(known.takes_tools))
 
@@ -205,11 +208,11 @@ async def ollama_chat(body: OllamaChatRequest, request: Request) -> Response:
     """The next turn of a conversation."""
     questions, keep_alive_s = ollama.chat_questions(body), ollama.keep_alive_s(body)
     if not questions:
-        unloaded = await loaded(request, body.model, keep_alive_s)
+        unloaded = await loaded(request, body.wish, keep_alive_s)
         return JSONResponse(ollama.no_chat(body, unloaded=unloaded).model_dump())
     return await answered(
         request,
-        body.model,
+        body.wish,
         questions,
         events=ollama.ChatLines(body) if body.stream is not False else None,
         whole=lambda answers: ollama.whole_chat(body, answers),
@@ -222,11 +225,11 @@ async def generate(body: GenerateRequest, request: Request) -> Response:
     """An answer to a prompt."""
     questions, keep_alive_s = ollama.generate_questions(body), ollama.keep_alive_s(body)
     if not questions:
-        unloaded = await loaded(request, body.model, keep_alive_s)
+        unloaded = await loaded(request, body.wish, keep_alive_s)
         return JSONResponse(ollama.no_generation(body, unloaded=unloaded).model_dump())
     return await answered(
         request,
-        body.model,
+        body.wish,
         questions,
         events=ollama.GenerateLines(body) if body.stream is not False else None,
         whole=lambda answers: ollama.whole_generation(body, answers),

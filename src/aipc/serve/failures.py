@@ -17,15 +17,24 @@ class RefusedError(UsageError):
 
     status        of HTTP
     retry_after_s when it may be asked again, or None
+    param         the field that is wrong, or None
     """
 
     def __init__(
-        self, status: int, code: str, message: str, hint: str = "", *, retry_after_s: int | None = None
+        self,
+        status: int,
+        code: str,
+        message: str,
+        hint: str = "",
+        *,
+        retry_after_s: int | None = None,
+        param: str | None = None,
     ) -> None:
         super().__init__(message, hint)
         self.status = status
         self.code = code
         self.retry_after_s = retry_after_s
+        self.param = param
 
 
 class Failure(BaseModel):
@@ -76,6 +85,7 @@ def body_of(exc: Exception, path: str) -> dict[str, Any]:
     code = exc.code if isinstance(exc, AipcError) else "internal_error"
     param = "messages" if isinstance(exc, PromptTooLongError) else None
     param = "model" if isinstance(exc, ModelNotFoundError) else param
+    param = exc.param if isinstance(exc, RefusedError) else param
     return {"error": {"message": message_of(exc), "type": _type_of(exc), "param": param, "code": code}}
 
 

@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
 
 from aipc.serve.answers import Desk, Question, Whole
+from aipc.serve.places import Wish
 from aipc.serve.streaming import HEARTBEAT_S, AnswerResponse, Events
 from aipc.serve.watch import Watch
 
@@ -38,7 +39,7 @@ def watch_of(request: Request) -> Watch:
 
 async def answered(
     request: Request,
-    model: str,
+    wish: Wish,
     questions: Sequence[Question],
     *,
     events: Events | None,
@@ -53,8 +54,8 @@ async def answered(
     user     a client's own name for who asks, for a fair queue
     raises   what makes an answer impossible, before the first byte is sent
     """
-    answers = desk_of(request).ask(
-        model, questions, _client(request, user), live=events is not None, keep_alive_s=keep_alive_s
+    answers = await desk_of(request).ask(
+        wish, questions, _client(request, user), live=events is not None, keep_alive_s=keep_alive_s
     )
     try:
         if events is None:
@@ -71,17 +72,18 @@ async def answered(
     return AnswerResponse(answers, events)
 
 
-async def loaded(request: Request, model: str, keep_alive_s: float | None) -> bool:
+async def loaded(request: Request, wish: Wish, keep_alive_s: float | None) -> bool:
     """Load a model that is asked nothing, or unload it where it shall stay no time; whether it was unloaded.
 
-    raises   ModelNotFoundError, and what loading raises
+    raises   what Pool.find raises, and what loading raises
     """
     pool = desk_of(request).pool
-    entry = pool.find(model)
     if keep_alive_s == 0:
-        pool.unload(entry)
+        everywhere = pool.everywhere(pool.served(wish.model))
+        for entry in everywhere if wish.anywhere else await pool.find(wish):
+            pool.unload(entry)
         return True
-    async with pool.lease(entry, keep_alive_s):
+    async with pool.lease(wish, await pool.find(wish), keep_alive_s):
         return False
 
 

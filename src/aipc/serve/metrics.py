@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -14,6 +14,8 @@ from aipc.serve.pool import Pool
 from aipc.serve.watch import Watch
 from aipc.types import Stats
 
+# What tells a loaded model from all others.
+_PLACE = ["model", "device", "runtime"]
 _TTFT_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 _TPOT_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 
@@ -34,40 +36,43 @@ class Metrics:
         self.replays = Counter(
             "aipc_replays",
             "Answers begun anew after their process was lost.",
-            ["model"],
+            _PLACE,
             registry=self._registry,
         )
         self._prompt_tokens = Counter(
-            "aipc_prompt_tokens", "Tokens of answered prompts.", ["model"], registry=self._registry
+            "aipc_prompt_tokens", "Tokens of answered prompts.", _PLACE, registry=self._registry
         )
         self._generated_tokens = Counter(
-            "aipc_generated_tokens", "Tokens of answers.", ["model"], registry=self._registry
+            "aipc_generated_tokens", "Tokens of answers.", _PLACE, registry=self._registry
         )
         self._ttft = Histogram(
             "aipc_time_to_first_token_seconds",
             "From the request's arrival, queue and load included.",
-            ["model"],
+            _PLACE,
             buckets=_TTFT_S,
             registry=self._registry,
         )
         self._tpot = Histogram(
             "aipc_time_per_output_token_seconds",
             "Mean of the tokens after the first, for each answer.",
-            ["model"],
+            _PLACE,
             buckets=_TPOT_S,
             registry=self._registry,
         )
 
-    def first_token(self, model: str, ttft_s: float) -> None:
-        """An answer has begun."""
-        self._ttft.labels(model).observe(ttft_s)
+    def first_token(self, place: Sequence[str], ttft_s: float) -> None:
+        """An answer has begun.
 
-    def answered(self, model: str, stats: Stats) -> None:
+        place   model, device and runtime
+        """
+        self._ttft.labels(*place).observe(ttft_s)
+
+    def answered(self, place: Sequence[str], stats: Stats) -> None:
         """An answer is complete."""
-        self._prompt_tokens.labels(model).inc(stats.prompt_tokens)
-        self._generated_tokens.labels(model).inc(stats.generated_tokens)
+        self._prompt_tokens.labels(*place).inc(stats.prompt_tokens)
+        self._generated_tokens.labels(*place).inc(stats.generated_tokens)
         if stats.tpot_s is not None:
-            self._tpot.labels(model).observe(stats.tpot_s)
+            self._tpot.labels(*place).observe(stats.tpot_s)
 
     def text(self) -> bytes:
         """Prometheus' text format."""
@@ -101,16 +106,16 @@ class _PoolCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """One gauge for each thing that is counted, one sample for each model."""
-        running = GaugeMetricFamily("aipc_requests_running", "Answers under way.", labels=["model"])
-        waiting = GaugeMetricFamily("aipc_requests_waiting", "Answers in the queue.", labels=["model"])
+        running = GaugeMetricFamily("aipc_requests_running", "Answers under way.", labels=_PLACE)
+        waiting = GaugeMetricFamily("aipc_requests_waiting", "Answers in the queue.", labels=_PLACE)
         memory = GaugeMetricFamily(
-            "aipc_model_memory_bytes", "Of a loaded model's process, when last measured.", labels=["model"]
+            "aipc_model_memory_bytes", "Of a loaded model's process, when last measured.", labels=_PLACE
         )
         for entry in self._pool.entries.values():
-            running.add_metric([entry.name], entry.slots.running)
-            waiting.add_metric([entry.name], entry.slots.waiting)
+            running.add_metric(entry.labels, entry.slots.running)
+            waiting.add_metric(entry.labels, entry.slots.waiting)
             if entry.model is not None:
-                memory.add_metric([entry.name], entry.memory_bytes)
+                memory.add_metric(entry.labels, entry.memory_bytes)
         yield from (running, waiting, memory)
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
-from aipc.serve.openai_schema import AnyObject, Stop, Tool, Words
+from aipc.serve.openai_schema import AnyObject, Asked, Stop, Tool, Words
 
 NoImages = Annotated[list[Any], Field(max_length=0)]
 KeepAlive = str | float
@@ -46,10 +46,9 @@ class OllamaMessage(Words):
     tool_calls: list[OllamaCall] | None = None
 
 
-class Asking(Words):
+class Asking(Asked):
     """What chat and generate have in common. An answer is streamed unless `stream` is false."""
 
-    model: str
     stream: bool | None = None
     format: AnyObject | Literal["", "json"] | None = None
     options: Options | None = None

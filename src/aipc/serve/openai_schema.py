@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from aipc.serve.places import Wish
 from aipc.types import refuse_deep
 
 MAX_CHOICES = 8
@@ -35,6 +36,23 @@ class Words(BaseModel):
     """What a client sends: JSON's own types only; what is not named here has no effect."""
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+
+class Asked(Words):
+    """Which model, and on what.
+
+    `device` is a word such as "auto", "NPU", "GPU.1" or "CPU", `runtime` is "openvino" or "onnxruntime";
+    both are aipc's own. Without them the server chooses. /v1/models/ID says what there is.
+    """
+
+    model: str
+    device: Annotated[str, Field(max_length=64)] | None = None
+    runtime: Annotated[str, Field(max_length=64)] | None = None
+
+    @property
+    def wish(self) -> Wish:
+        """What to look for."""
+        return Wish(self.model, self.device, self.runtime)
 
 
 class TextPart(Words):
@@ -110,10 +128,9 @@ class StreamOptions(Words):
     include_usage: bool | None = None
 
 
-class Generation(Words):
+class Generation(Asked):
     """What chat and text completions have in common."""
 
-    model: str
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_tokens: Count | None = None
@@ -286,6 +303,34 @@ class ModelCard(BaseModel):
     object: Literal["model"] = "model"
     created: int
     owned_by: Literal["aipc"] = "aipc"
+
+
+class PlaceCard(BaseModel):
+    """Where a model may run. `device` and `runtime` are the words to ask for it with.
+
+    kind      "NPU", "discrete GPU", "integrated GPU" or "CPU"
+    warning   what `aipc verify` found wrong with the model there, or null
+    """
+
+    device: str
+    runtime: str
+    device_name: str
+    kind: str
+    runtime_name: str
+    warning: str | None
+
+
+class ModelDetails(ModelCard):
+    """A model and where it may run; all but the card is aipc's own.
+
+    places   that may be asked for, best first
+    auto     the one that is taken where none is asked for; null where there is none
+    notes    why, in sentences; or why there is no place
+    """
+
+    places: list[PlaceCard]
+    auto: PlaceCard | None
+    notes: list[str]
 
 
 class ModelList(BaseModel):

@@ -8,6 +8,7 @@ from pydantic import BaseModel, Field
 
 from aipc.serve.openai_schema import (
     AnyObject,
+    Asked,
     Count,
     FunctionName,
     Temperature,
@@ -80,10 +81,9 @@ class TextOptions(Words):
     format: TextFormat | None = None
 
 
-class ResponsesRequest(Words):
+class ResponsesRequest(Asked):
     """The body of /v1/responses. Nothing is kept: each request carries its whole conversation."""
 
-    model: str
     input: str | Annotated[list[InputMessage | CallItem | CallOutput], Field(min_length=1)]
     instructions: str | None = None
     max_output_tokens: Count | None = None

@@ -8,8 +8,10 @@ from collections.abc import Callable
 from pydantic import BaseModel
 
 from aipc.errors import AipcError
+from aipc.model import Model
 from aipc.monitor import DeviceSample, Monitor, Sample
-from aipc.serve.pool import Pool
+from aipc.monitor.usage import find_device
+from aipc.serve.pool import Default, Entry, Pool
 
 # Longer than Prometheus waits between two questions.
 _IDLE_S = 90.0
@@ -33,12 +35,21 @@ class DeviceUse(BaseModel):
 
 
 class LoadedModel(BaseModel):
-    """A model that is loaded, and what answers for it."""
+    """A model that is loaded, and what answers for it; `device` and `runtime` are the words to ask for it.
+
+    device_id   which of the devices answers; null where that is not certain
+    auto        whether it answers where no device is asked for
+    notes       what was said when it was loaded, a sentence each
+    """
 
     id: str
     device: str
+    device_id: str | None
     runtime: str
+    runtime_name: str
     precision: str
+    auto: bool
+    notes: list[str]
 
 
 class Activity(BaseModel):
@@ -116,15 +127,26 @@ def activity(watch: Watch, pool: Pool) -> Activity:
         failure=watch.failure,
         devices=[_use(device) for device in (() if sample is None else sample.devices)],
         models=[
-            LoadedModel(
-                id=entry.name,
-                device=model.device,
-                runtime=model.runtime,
-                precision=model.precision,
-            )
+            _loaded(entry, entry.model, sample, pool.taken(entry.name))
             for entry in pool.entries.values()
-            if (model := entry.model) is not None
+            if entry.model is not None
         ],
+    )
+
+
+def _loaded(entry: Entry, model: Model, sample: Sample | None, taken: Default | None) -> LoadedModel:
+    device = None if sample is None else find_device(sample.devices, model.device, model.address)
+    auto = taken is not None and taken.entry is entry
+    _, device_word, runtime_word = entry.labels
+    return LoadedModel(
+        id=entry.name,
+        device=device_word,
+        device_id=None if device is None else device.id,
+        runtime=runtime_word,
+        runtime_name=model.runtime,
+        precision=model.precision,
+        auto=auto,
+        notes=[*(taken.notes if taken is not None and auto else ()), *model.notes],
     )
 
 
