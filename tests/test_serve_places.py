@@ -49,7 +49,7 @@ def test_a_request_names_its_device_and_runtime(served: Served) -> None:
     for fields, expected in (
         ({}, CPU),
         ({"device": "cpu", "runtime": "openvino"}, CPU_TOO),
-        ({"runtime": "openvino"}, CPU_TOO),
+        ({"runtime": "OpenVINO"}, CPU_TOO),
         ({"device": "CPU", "runtime": "onnxruntime"}, CPU),
         ({"device": "auto"}, CPU),
     ):

@@ -41,11 +41,11 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--device",
         default="auto",
-        help="auto, NPU, GPU, GPU.1, CPU ...; but for auto, clients can ask for no other (default: auto)",
+        help="NPU, GPU, GPU.1, CPU ...: clients can ask for no other; auto leaves it to them (default: auto)",
     )
     parser.add_argument(
         "--runtime",
-        help="what runs the models, such as openvino; clients can ask for no other "
+        help="what runs the models, such as openvino; clients can then ask for no other "
         "(default: by device and folder)",
     )
     group = parser.add_argument_group("how much")

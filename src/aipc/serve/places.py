@@ -70,7 +70,8 @@ def wanted(plan: Plan, wish: Wish) -> Sequence[Candidate]:
 
     raises   RefusedError (400) if there is none
     """
-    found = [item for item in plan.candidates if wish.runtime in {None, item.runtime.name}]
+    runtime = None if wish.runtime is None else wish.runtime.lower()
+    found = [item for item in plan.candidates if runtime in {None, item.runtime.name}]
     if wish.names_device:
         found = _on(str(wish.device), found)
     if not found:
@@ -82,11 +83,11 @@ def warning(name: str, place: Candidate) -> str | None:
     """What `aipc verify` found wrong with the model in a place, as far as it is known without loading it."""
     try:
         ready = prepare.ready_here(name, place.runtime, place.device)
+        if ready is None:
+            return None
+        return verdicts.warning(ready.folder, place.device, runtime_version(place.runtime))
     except AipcError:
         return None
-    if ready is None:
-        return None
-    return verdicts.warning(ready.folder, place.device, runtime_version(place.runtime))
 
 
 def _on(device: str, places: Sequence[Candidate]) -> list[Candidate]:

@@ -1,5 +1,7 @@
 // The server's API, asked from its own page.
 
+import { ofTab } from "./store.js";
+
 const KEY = "aipc.key";
 const dialog = document.getElementById("key-dialog");
 const keyField = document.getElementById("key");
@@ -10,7 +12,7 @@ export class ApiError extends Error {}
 
 // The response to a request. Where the server wants a key, the user is asked, unless `quiet`.
 async function request(path, { quiet = false, ...options } = {}) {
-  const key = sessionStorage.getItem(KEY);
+  const key = ofTab.getItem(KEY);
   const headers = key ? { Authorization: `Bearer ${key}` } : {};
   let response;
   try {
@@ -81,7 +83,7 @@ function askForKey() {
       () => {
         asking = null;
         const given = dialog.returnValue === "use";
-        if (given) sessionStorage.setItem(KEY, keyField.value.trim());
+        if (given) ofTab.setItem(KEY, keyField.value.trim());
         before?.focus();
         resolve(given);
       },

@@ -1,7 +1,7 @@
 // What the devices are doing: asked once a second while the page is seen.
 
 import { getJson } from "./api.js";
-import { element } from "./markdown.js";
+import { element } from "./dom.js";
 
 const EVERY_MS = 1000;
 const LONGEST = 60;
@@ -67,19 +67,13 @@ function deviceRow(device) {
     item,
     update(now, activity) {
       share.textContent = percent(now.utilisation);
-      head.classList.toggle("answers", activity.models.some((model) => runsOn(model, now)));
+      head.classList.toggle("answers", activity.models.some((model) => model.device_id === now.id));
       line.setAttribute("points", points(remembered(now)));
       more.textContent = [now.name, memory(now), now.power_w === null ? "" : `${now.power_w.toFixed(1)} W`, now.not_readable]
         .filter(Boolean)
         .join(" · ");
     },
   };
-}
-
-// Whether a session's word for its device, such as "GPU.0" or "CUDA:0", means a device of this kind.
-export function runsOn(model, device) {
-  const kind = /^(CUDA|DML)/.test(model.device) ? "GPU" : model.device.split(/[.:]/)[0];
-  return kind.toUpperCase() === device.kind.toUpperCase();
 }
 
 function remembered(device) {

@@ -1,5 +1,7 @@
 // Markdown as DOM nodes. Text becomes text nodes only, so nothing in an answer can run.
 
+import { copyButton, element } from "./dom.js";
+
 const DEEPEST = 8;
 
 const FENCE = /^ {0,3}(`{3,}|~{3,})\s*([^\s`]*)[^`]*$/;
@@ -175,39 +177,12 @@ function cells(line) {
 }
 
 function codeBlock(text, language) {
-  const copy = element("button", ["Copy"]);
-  copy.type = "button";
-  copy.setAttribute("aria-label", "Copy the code");
-  copy.addEventListener("click", () => copyText(text, copy));
+  const copy = copyButton("Copy the code", text);
   const body = element("pre", [element("code", [text])]);
   body.tabIndex = 0;
   const made = element("figure", [element("figcaption", [element("span", [language || "code"]), copy]), body]);
   made.className = "code";
   return made;
-}
-
-// Puts a text on the clipboard, and says so on the button.
-export async function copyText(text, button) {
-  let done = true;
-  try {
-    await navigator.clipboard.writeText(text);
-  } catch {
-    // Beyond localhost and without TLS there is no navigator.clipboard.
-    done = copyBySelection(text, button);
-  }
-  button.textContent = done ? "Copied" : "Not copied";
-  setTimeout(() => (button.textContent = "Copy"), 2000);
-}
-
-function copyBySelection(text, button) {
-  const field = element("textarea");
-  field.value = text;
-  document.body.append(field);
-  field.select();
-  const done = document.execCommand("copy");
-  field.remove();
-  button.focus();
-  return done;
 }
 
 const SPAN = /\\[!-/:-@[-`{-~]|(`+)|!?\[|(\*\*|__|~~|\*|_)|https?:\/\/[^\s<>"'`]+|\n/g;
@@ -286,12 +261,5 @@ function link(url, nodes) {
   made.href = url;
   made.target = "_blank";
   made.rel = "noopener noreferrer";
-  return made;
-}
-
-// An element with children; a string becomes a text node.
-export function element(name, children = []) {
-  const made = document.createElement(name);
-  made.append(...children);
   return made;
 }

@@ -1,6 +1,7 @@
 // The messages of a conversation, as the page shows them.
 
-import { MarkdownView, copyText, element } from "./markdown.js";
+import { button, copyButton, element, remark } from "./dom.js";
+import { MarkdownView } from "./markdown.js";
 
 // A list item for a message, with `update` to show it as it is now.
 // actions   buttons beside it: a function for each name; "Copy" is there for every answer
@@ -30,27 +31,10 @@ export function messageItem(message, actions) {
 function footOf(message, actions) {
   const parts = Object.entries(actions).map(([name, act]) => button(name, act));
   if (message.role === "user") return parts;
-  if (message.content) {
-    const copy = button("Copy", () => copyText(message.content, copy));
-    copy.setAttribute("aria-label", "Copy the answer");
-    parts.unshift(copy);
-  }
+  if (message.content) parts.unshift(copyButton("Copy the answer", message.content));
   if (message.figures) parts.push(remark("figures", message.figures));
   if (message.error) parts.unshift(remark("wrong", message.error));
   return parts;
-}
-
-function remark(kind, text) {
-  const made = element("p", [text]);
-  made.className = kind;
-  return made;
-}
-
-export function button(name, act) {
-  const made = element("button", [name]);
-  made.type = "button";
-  made.addEventListener("click", act);
-  return made;
 }
 
 // A list item with a form in place of a message; it calls `done` with the new text, or with null.
