@@ -15,7 +15,7 @@ pytestmark = needs_chromium
 
 RUNTIMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO GenAI"}
 ANSWER = "An NPU (neural processing unit)"
-# Longer than any test waits: no answer ends before its worker does.
+# More than the context has room for.
 ENDLESS = {"type": "regex", "pattern": "(the |neural |unit ){2000}"}
 
 
@@ -50,8 +50,15 @@ def worker_of(served: Program, runtime: str) -> Any:
     return worker
 
 
+def until_it_speaks(page: Page) -> None:
+    """Wait for the first words of an answer, and look at each frame for them: it ends in seconds."""
+    page.wait_for_function(
+        "() => document.querySelector('.assistant .content')?.textContent.includes('neural')", timeout=60_000
+    )
+
+
 def without_an_end(page: Page) -> None:
-    """The next answer goes on and on."""
+    """The next answer goes on until the context is full."""
 
     def lengthen(route: Any) -> None:
         body = route.request.post_data_json | {"response_format": ENDLESS}
@@ -75,8 +82,7 @@ def test_a_worker_killed_in_the_middle_of_an_answer(page: Page, served: Program,
     without_an_end(page)
     ask(page)
     answer = answer_of(page)
-    expect(answer).to_contain_text("neural", timeout=60_000)
-    expect(answer).to_have_attribute("aria-busy", "true")
+    until_it_speaks(page)
     worker = worker_of(served, runtime)
     worker.kill()
     wrong = page.locator(".assistant .wrong")
@@ -98,7 +104,7 @@ def test_a_worker_killed_in_the_middle_of_an_answer(page: Page, served: Program,
 
 def test_a_worker_killed_while_nobody_asks_is_not_noticed(page: Page, served: Program) -> None:
     ask(page)
-    expect(answer_of(page)).to_contain_text(ANSWER, timeout=60_000)
+    expect(page.locator(".assistant .figures")).to_have_count(1, timeout=60_000)
     worker = worker_of(served, "onnxruntime")
     worker.kill()
     ask(page)
@@ -120,7 +126,7 @@ def test_a_server_that_ends_leaves_what_has_come(
         expect(page.get_by_label("Model", exact=True)).to_have_value("demo")
         without_an_end(page)
         ask(page)
-        expect(answer_of(page)).to_contain_text("neural")
+        until_it_speaks(page)
         workers = served.workers()
         served.process.kill()
         expect(page.locator(".assistant .wrong")).to_have_text(
