@@ -3,8 +3,8 @@
     python benchmarks/serve_schema.py [--cases 5000] [--seed 0]
 
 schemathesis makes requests from the document and checks each answer against it: no 5xx, no hang, no status,
-content type or body that the document does not have. Most requests name the demo model and a small limit
-of tokens, so that they reach it. Ends with 1 if something did not hold.
+content type or body that the document does not have. Most requests name the demo model, a place for it and a
+small limit of tokens, so that they reach it. Ends with 1 if something did not hold.
 """
 
 from __future__ import annotations
@@ -29,11 +29,12 @@ HOOKS = """
 import schemathesis
 
 LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
+PLACES = ({"device": None, "runtime": None}, {"device": "CPU", "runtime": "openvino"})
 
 @schemathesis.hook
 def map_body(context, body):
     if isinstance(body, dict) and len(str(body)) % 8:
-        body = {**body, "model": "demo"}
+        body = {**body, "model": "demo", **PLACES[len(str(body)) % 2]}
         if context.operation.path.startswith("/v1/"):
             body |= {name: min(body[name], 8) for name in LIMITS if isinstance(body.get(name), int)}
             body.setdefault("max_output_tokens" if "responses" in context.operation.path else "max_tokens", 8)
