@@ -21,13 +21,16 @@ import tempfile
 from importlib import metadata
 from pathlib import Path
 
+# The part that the checks share lies beside their folders.
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 import demo
 from compiler import WHEELS, Compiler, Verdict
-from windows import NotHereError, say
 
 from aipc.compiled import ANSWER_TOKENS, PLATFORMS, SMALLEST_BUCKET
 from aipc.errors import AipcError
 from aipc.preflight import MODEL_FILE, check_npu
+from windows import NotHereError, say
 
 # argparse itself ends with 2.
 REFUSED, NOT_HERE = 1, 77

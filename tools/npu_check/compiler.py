@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from windows import Finished, Wine, packages, require_debian_packages, windows_path
-
 from aipc.compiled import ANSWER_TOKENS, NPU_ONLY, SMALLEST_BUCKET, pipeline_properties
+from windows import Finished, Wine, compile_c, packages, require_debian_packages, windows_path
 
 HERE = Path(__file__).parent
 WHEELS = HERE / "windows-wheels.txt"
@@ -56,7 +55,7 @@ class Compiler:
     def __init__(self, cache: Path) -> None:
         require_debian_packages()
         self._cache = cache
-        self._program = packages(cache, WHEELS, HERE / "compile.c") / "compile.exe"
+        self._program = packages(cache, WHEELS, [HERE / "compile.c"], _build) / "compile.exe"
         self._wine = Wine(cache)
 
     def compile(
@@ -82,6 +81,15 @@ class Compiler:
             arguments += [f"{key}={value}" for key, value in properties.items()]
             done = self._wine.run(self._program, arguments, limit_s)
             return verdict(done, folder.name, platform, blob.stat().st_size if blob.is_file() else 0)
+
+
+def _build(folder: Path) -> None:
+    compile_c(
+        [
+            *["-std=c11", "-O2", "-Wall", "-Wextra", f"-I{folder / 'include'}", HERE / "compile.c"],
+            *[folder / "openvino_c.dll", "-lpsapi", "-o", folder / "compile.exe"],
+        ]
+    )
 
 
 def verdict(done: Finished, folder: str, platform: str, blob_bytes: int) -> Verdict:

@@ -1,7 +1,7 @@
-"""Windows programs on Linux: Debian's Wine, Windows wheels from PyPI, and a C program of ours beside them.
+"""Windows programs on Linux: Debian's Wine, Windows wheels from PyPI, and programs of ours beside them.
 
-Everything lies in one cache folder: prefix/ is Wine's own, and packages-*/ holds what was unpacked and
-compiled for one list of wheels, so that another check can have its own list and share the rest.
+Everything lies in one cache folder: prefix*/ is Wine's own, and packages-*/ holds what was unpacked and
+compiled for one list of wheels. tools/npu_check and tools/dml_check have their own lists and share the rest.
 """
 
 from __future__ import annotations
@@ -16,15 +16,17 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeAlias
 
 COMPILER = "x86_64-w64-mingw32-gcc"
-DEBIAN_PACKAGES = ("wine64", "gcc-mingw-w64-x86-64-win32")
-APT_LINE = f"apt-get install --no-install-recommends {' '.join(DEBIAN_PACKAGES)}"
+
+# What a check needs of Debian: the package, and the program that shows that it is there.
+Needs: TypeAlias = Mapping[str, str]
+WINE: Needs = {"wine64": "wine64", "gcc-mingw-w64-x86-64-win32": COMPILER}
 
 # Which of the Windows wheels: the check needs no Python there, so one version is as good as another.
 _WHEELS_FOR = ("--platform", "win_amd64", "--python-version", "3.11", "--implementation", "cp")
@@ -48,23 +50,49 @@ class Finished:
 
 
 class Wine:
-    """Runs Windows programs in a prefix of its own, with no display and no network question."""
+    """Runs Windows programs in a prefix of its own, with no display and no network question.
 
-    def __init__(self, cache: Path) -> None:
+    native        DLLs that lie beside the program and replace Wine's, without ".dll"
+    environment   more of it, such as a display
+    prefix        the name of the prefix in the cache
+    """
+
+    def __init__(
+        self,
+        cache: Path,
+        native: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+        prefix: str = "prefix",
+    ) -> None:
         loader = _find_loader()
         if loader is None:
-            raise NotHereError(f"Wine is not installed; on Debian and Ubuntu: sudo {APT_LINE}")
+            raise NotHereError(f"Wine is not installed; on Debian and Ubuntu: sudo {apt_line(WINE)}")
         self._loader = loader
+        self._prefix = cache / prefix
         self._environment = {
             **{name: value for name, value in os.environ.items() if name != "DISPLAY"},
-            "WINEPREFIX": str(cache / "prefix"),
+            "WINEPREFIX": str(self._prefix),
             "WINEARCH": "win64",
             "WINEDEBUG": "-all",
-            "WINEDLLOVERRIDES": f"mscoree,mshtml,winedbg.exe=;{_NATIVE}=n",
+            "WINEDLLOVERRIDES": f"mscoree,mshtml,winedbg.exe=;{','.join([_NATIVE, *native])}=n",
+            **(environment or {}),
         }
-        with _locked(cache):
-            if not (cache / "prefix" / "system.reg").is_file():
-                self._make_prefix(cache)
+        with locked(cache):
+            if not (self._prefix / "system.reg").is_file():
+                self._make_prefix()
+
+    def start(
+        self, program: Path, arguments: Sequence[str], err: IO[bytes], environment: Mapping[str, str]
+    ) -> subprocess.Popen[bytes]:
+        """Start a program that is talked to over pipes; whoever starts it ends it by `kill`."""
+        return subprocess.Popen(
+            [self._loader, str(program), *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=err,
+            env=self._environment | dict(environment),
+            start_new_session=True,
+        )
 
     def run(self, program: Path, arguments: Sequence[str], limit_s: float) -> Finished:
         """Run a program to its end, or kill it after `limit_s`."""
@@ -83,14 +111,12 @@ class Wine:
             except subprocess.TimeoutExpired:
                 pass
             finally:
-                if process.poll() is None:
-                    os.killpg(process.pid, signal.SIGKILL)
-                    process.wait()
+                kill(process)
             return Finished(code, *(_text(stream) for stream in (out, err)))
 
-    def _make_prefix(self, cache: Path) -> None:
+    def _make_prefix(self) -> None:
         say("making a Wine prefix")
-        prefix = cache / "prefix"
+        prefix = self._prefix
         shutil.rmtree(prefix, ignore_errors=True)
         done = self.run(Path("wineboot"), ["--init"], _PREFIX_LIMIT_S)
         subprocess.run(
@@ -104,51 +130,73 @@ class Wine:
             raise NotHereError(f"Wine could not make its prefix {prefix}: {done.stderr[-500:]}")
 
 
-def require_debian_packages() -> None:
-    """See to it that Wine and the C compiler are here; root of a Debian installs them.
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """End a program that was started, and what it started; nothing where it has ended."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def apt_line(needs: Needs) -> str:
+    """What installs the packages."""
+    return f"apt-get install --no-install-recommends {' '.join(needs)}"
+
+
+def require_debian_packages(needs: Needs = WINE) -> None:
+    """See to it that these packages are here; root of a Debian installs them.
 
     raises   NotHereError
     """
-    missing = _missing()
+    missing = _missing(needs)
     if not missing:
         return
+    line = apt_line(needs)
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
-        raise NotHereError(f"{missing} is not installed; on Debian and Ubuntu: sudo {APT_LINE}")
-    say(f"{missing} is not installed: {APT_LINE}")
+        raise NotHereError(f"{missing} is not installed; on Debian and Ubuntu: sudo {line}")
+    say(f"{missing} is not installed: {line}")
     environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-    for command in (["apt-get", "update", "-qq"], [*APT_LINE.split(), "-y", "-qq"]):
+    for command in (["apt-get", "update", "-qq"], [*line.split(), "-y", "-qq"]):
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise NotHereError(
                 f"{missing} is not installed, and {' '.join(command)} failed: {done.stderr.strip()[-500:]}"
             )
-    if _missing():
-        raise NotHereError(f"{_missing()} is not found, although {APT_LINE} succeeded")
+    if _missing(needs):
+        raise NotHereError(f"{_missing(needs)} is not found, although {line} succeeded")
 
 
-def _missing() -> str:
-    here = {"Wine": _find_loader(), COMPILER: shutil.which(COMPILER)}
-    return " and ".join(name for name, path in here.items() if path is None)
+def _missing(needs: Needs) -> str:
+    return " and ".join(
+        "Wine" if program == "wine64" else program
+        for program in needs.values()
+        if (_find_loader() if program == "wine64" else _found(program)) is None
+    )
 
 
-def packages(cache: Path, wheels: Path, source: Path) -> Path:
-    """The folder with the DLLs of `wheels` and the program that `source` becomes, made where it is missing.
+def _found(program: str) -> str | None:
+    """Where a program is, or a file by its path."""
+    return program if program.startswith("/") and Path(program).exists() else shutil.which(program)
 
-    wheels   a requirements file with a hash for each wheel
-    source   a C program; it is linked with openvino_c.dll
-    raises   NotHereError
+
+def packages(cache: Path, wheels: Path, sources: Sequence[Path], build: Callable[[Path], None]) -> Path:
+    """The folder with the DLLs of `wheels` and the programs made beside them, made where it is missing.
+
+    wheels    a requirements file with a hash for each wheel
+    sources   whatever decides what `build` makes; a change makes the folder anew
+    build     puts the programs into the folder that it is given
+    raises    NotHereError
     """
-    key = hashlib.sha256(wheels.read_bytes() + source.read_bytes()).hexdigest()[:12]
+    key = hashlib.sha256(b"".join(path.read_bytes() for path in [wheels, *sources])).hexdigest()[:12]
     folder = cache / f"packages-{key}"
-    with _locked(cache):
+    with locked(cache):
         if not folder.is_dir():
             with tempfile.TemporaryDirectory(dir=cache, prefix=".partial-") as partial:
                 made = Path(partial) / "packages"
                 made.mkdir()
-                _download(wheels, Path(partial))
+                download(wheels, Path(partial))
                 for wheel in sorted(Path(partial).glob("*.whl")):
                     _unpack(wheel, made)
-                _build(source, made)
+                build(made)
                 made.rename(folder)
     return folder
 
@@ -163,7 +211,11 @@ def windows_path(path: Path) -> str:
     return "Z:" + str(path.absolute()).replace("/", "\\")
 
 
-def _download(wheels: Path, folder: Path) -> None:
+def download(wheels: Path, folder: Path) -> None:
+    """The wheels that a requirements file with hashes lists, into a folder.
+
+    raises   NotHereError
+    """
     say(f"downloading what {wheels.name} lists")
     pip = [sys.executable, "-m", "pip"]
     if importlib.util.find_spec("pip") is None:
@@ -202,23 +254,19 @@ def _unpack(wheel: Path, folder: Path) -> None:
             target.write_bytes(archive.read(name))
 
 
-def _build(source: Path, folder: Path) -> None:
-    program = folder / source.with_suffix(".exe").name
-    done = subprocess.run(
-        [
-            *[COMPILER, "-std=c11", "-O2", "-Wall", "-Wextra", f"-I{folder / 'include'}", str(source)],
-            *[str(folder / "openvino_c.dll"), "-lpsapi", "-o", str(program)],
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def compile_c(arguments: Sequence[str | Path]) -> None:
+    """Call the C compiler for Windows.
+
+    raises   RuntimeError with its words
+    """
+    command = [COMPILER, *(str(argument) for argument in arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise RuntimeError(f"{COMPILER} failed:\n{done.stderr}")
 
 
 @contextmanager
-def _locked(cache: Path) -> Iterator[None]:
+def locked(cache: Path) -> Iterator[None]:
     """One set-up at a time."""
     cache.mkdir(parents=True, exist_ok=True)
     with (cache / ".lock").open("w", encoding="utf-8") as lock:
