@@ -166,16 +166,24 @@ def require_debian_packages(needs: Needs = WINE) -> None:
 
 
 def _missing(needs: Needs) -> str:
-    return " and ".join(
-        "Wine" if program == "wine64" else program
-        for program in needs.values()
-        if (_find_loader() if program == "wine64" else _found(program)) is None
-    )
+    found = {package: _found(program) for package, program in needs.items()}
+    return " and ".join(_said(package, needs[package]) for package, path in found.items() if path is None)
+
+
+def _said(package: str, program: str) -> str:
+    """What people call it."""
+    if package == "wine64":
+        return "Wine"
+    return package if program.startswith("/") else program
 
 
 def _found(program: str) -> str | None:
     """Where a program is, or a file by its path."""
-    return program if program.startswith("/") and Path(program).exists() else shutil.which(program)
+    if program == "wine64":
+        return _find_loader()
+    if program.startswith("/"):
+        return program if Path(program).exists() else None
+    return shutil.which(program)
 
 
 def packages(cache: Path, wheels: Path, sources: Sequence[Path], build: Callable[[Path], None]) -> Path:

@@ -1,0 +1,142 @@
+"""One folder for DirectML: where its nodes go, if it is captured, and if it computes what the CPU does."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import folders
+import onnx
+from directml import DirectML, SessionError
+from generation import Comparison, answer, compare, empty_cache, request
+from operators import TOLERANCE, Operator, operators
+from placement import CPU, DIRECTML, Placement, placement
+
+_REFUSED = re.compile(r"FAILED session: (.*)")
+_CAPTURE = {"ep.dml.enable_graph_capture": "1"}
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What came of a folder.
+
+    placed       on a device with float16
+    refused      why the graph cannot be captured there, which onnxruntime-genai asks for, or ""
+    comparison   of DirectML's answer with the CPU provider's, in float32; None where it was not asked for
+    broken       why there is none though it was asked for, or ""
+    operators    each by itself, where they were asked for
+    """
+
+    folder: str
+    placed: Placement
+    refused: str = ""
+    comparison: Comparison | None = None
+    broken: str = ""
+    operators: list[Operator] = field(default_factory=list)
+
+    @property
+    def wrong(self) -> list[str]:
+        """A sentence for everything that a folder for DirectML must not have."""
+        found = [f"its graph is not captured: {self.refused}"] if self.refused else []
+        found += [f"DirectML did not compute it: {self.broken}"] if self.broken else []
+        if self.comparison is not None:
+            found += [text for text in [_difference(self.comparison)] if text]
+        found += [
+            f"{each.name} ({each.kind}): {each.float32.words or f'differs by {each.float32.error:.1e}'}"
+            for each in self.operators
+            if each.wrong
+        ]
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What to look at.
+
+    tokens      of a greedy answer that are compared; 0 for none
+    operators   whether each is also computed by itself
+    """
+
+    tokens: int = 64
+    operators: bool = False
+
+
+def check(directml: DirectML, folder: Path, prompt: Sequence[int], wish: Wish, scratch: Path) -> Verdict:
+    """Everything of `wish` about one folder."""
+    placed, refused = load(directml, folder / folders.MODEL_FILE)
+    comparison, broken, found = None, "", []
+    if wish.tokens or wish.operators:
+        model = onnx.load(folder / folders.MODEL_FILE)
+        shape = folders.shape_of(folder)
+        if wish.tokens:
+            twin = folders.save(folders.in_float32(model), scratch / f"{folder.name}-float32")
+            try:
+                mine = answer(directml, twin, "dml", shape, prompt, tokens=wish.tokens)
+                comparison = compare(mine, answer(directml, twin, "cpu", shape, prompt, tokens=wish.tokens))
+            except SessionError as error:
+                broken = str(error)
+        if wish.operators:
+            inputs = {**request(shape, prompt, 0), **empty_cache(shape)}
+            found = operators(directml, model, inputs, scratch / f"{folder.name}-operators")
+    return Verdict(folder.name, placed, refused, comparison, broken, found)
+
+
+def load(directml: DirectML, model: Path, *, claim_half: bool = True) -> tuple[Placement, str]:
+    """Where the nodes go, and why the graph cannot be captured or "".
+
+    claim_half   on a device that computes in float16
+    """
+    with directml.session(model, "dml", claim_half=claim_half, log=0) as session:
+        placed = placement(session.log())
+    try:
+        with directml.session(model, "dml", claim_half=claim_half, **_CAPTURE):
+            return placed, ""
+    except SessionError as error:
+        found = _REFUSED.match(str(error))
+        return placed, " ".join((found[1] if found else str(error)).split())
+
+
+def lines(verdict: Verdict) -> list[str]:
+    """A verdict for people."""
+    placed = verdict.placed
+    others = ", ".join(
+        f"{provider.removesuffix('ExecutionProvider')}: "
+        + ", ".join(f"{kind} {count}" for kind, count in placed.kinds.get(provider, {}).items())
+        for provider in placed.totals
+        if provider != DIRECTML
+    )
+    found = [
+        f"{'wrong' if verdict.wrong else 'right':6}  {verdict.folder}",
+        f"  nodes on DirectML {placed.totals.get(DIRECTML, 0)}, on the CPU {placed.totals.get(CPU, 0)}"
+        + (f" ({others})" if others else ""),
+        f"  graph capture: {verdict.refused or 'accepted'}",
+    ]
+    if verdict.comparison is not None:
+        it = verdict.comparison
+        found.append(
+            f"  {it.equal} of {it.tokens} greedy tokens equal the CPU provider's; "
+            f"scores within {it.error:.1e}, the largest is {it.largest:.1f}"
+        )
+    if verdict.broken:
+        found.append(f"  {verdict.broken}")
+    for each in verdict.operators:
+        found.append(
+            f"  {each.kind:34} {_cell(each.float32.error, each.float32.words):>10}  "
+            f"float16: {_cell(each.float16.error, each.float16.words)}  {each.name}"
+        )
+    return found
+
+
+def _cell(error: float | None, words: str) -> str:
+    return words if error is None else f"{error:.1e}"
+
+
+def _difference(comparison: Comparison) -> str:
+    """What is wrong with an answer, or ""."""
+    if comparison.equal < comparison.tokens:
+        return f"token {comparison.equal + 1} is not the CPU provider's"
+    if comparison.error > TOLERANCE * comparison.largest:
+        return f"scores differ by {comparison.error:.1e} where the largest is {comparison.largest:.1f}"
+    return ""
