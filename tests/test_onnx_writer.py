@@ -352,18 +352,19 @@ def test_both_runtimes_compute_from_the_same_codes_and_scales(
     assert set(matrices) - seen == ({"model.embed_tokens.weight"} if target == "dml" else set())
 
 
-def test_directml_finds_a_zero_point_for_every_block_and_no_padding(tmp_path: Path) -> None:
-    """Its kernel subtracts nothing that is not stored, and takes 4-bit points for one dense array."""
-    written = Written(tmp_path, TINY, RECIPES["int4_sym_g64"], "dml")
+@pytest.mark.parametrize("recipe", ["int4_sym_g64", "int4_asym_g64", "int8_sym", "int8_asym"])
+def test_directml_finds_an_even_number_of_zero_points_in_each_row(tmp_path: Path, recipe: str) -> None:
+    """Its kernel's versions differ in what they make of an odd number; down_proj has 3 blocks of 64 else."""
+    written = Written(tmp_path, TINY | {"intermediate_size": 192}, RECIPES[recipe], "dml")
     nodes = [node for node in written.model.graph.node if node.op_type == "MatMulNBits"]
     tensors = {tensor.name: tensor for tensor in written.model.graph.initializer}
     for node in nodes:
         scale, zero_point = (tensors[name] for name in node.input[2:4])
-        points = stored(written.folder, zero_point)
-        if onnx.helper.get_node_attr_value(node, "bits") == 4:
-            assert scale.dims[1] % 2 == 0
-            assert 2 * zero_point.dims[1] == scale.dims[1]
-            assert (points == 0x88).all()
+        bits = onnx.helper.get_node_attr_value(node, "bits")
+        assert scale.dims[1] % 2 == 0
+        assert 8 * zero_point.dims[1] == bits * scale.dims[1]
+        if "sym" in recipe.split("_") and bits == int(recipe[3]):
+            assert (stored(written.folder, zero_point) == (0x88 if bits == 4 else 0x80)).all()
     assert len(nodes) == 4 * written.config.layers + 1
 
 

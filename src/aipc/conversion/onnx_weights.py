@@ -37,8 +37,8 @@ class Target:
     accuracy_level      of MatMulNBits; 4 lets a CPU quantise activations to int8, 0 leaves it out
     fused_rotary        GroupQueryAttention rotates queries and keys itself, out of packed qkv
     quantized_lookup    GatherBlockQuantized exists; else the embedding is stored as float16
-    plain_zero_points   the kernel subtracts no zero point that is not stored, and reads 4-bit ones
-                        without the padding that ends a row with an odd number of blocks
+    paired_blocks       zero points are stored, and each row has an even number of them: what the kernel
+                        makes of an odd number differs between its versions
     sliding_window      GroupQueryAttention heeds local_window_size
     """
 
@@ -47,7 +47,7 @@ class Target:
     accuracy_level: int = 0
     fused_rotary: bool = True
     quantized_lookup: bool = True
-    plain_zero_points: bool = False
+    paired_blocks: bool = False
     sliding_window: bool = True
 
     def needs_positions(self, config: Phi3Config) -> bool:
@@ -60,7 +60,9 @@ class Target:
         return not (self.fused_rotary and fits)
 
 
-# What DirectML lacks was read in onnxruntime's source, core/providers/dml: MatMulNBits, GroupQueryAttention.
+# What DirectML lacks was read in onnxruntime's source, core/providers/dml, and seen with onnxruntime-directml
+# 1.24.4 (tools/dml_check). There, odd numbers of 4-bit zero points want the padding that the source that was
+# read does not have, and with odd numbers of 8-bit ones products are wrong.
 TARGETS = {
     "cpu": Target("cpu", "float32", accuracy_level=4),
     "cuda": Target("cuda", "float16"),
@@ -69,7 +71,7 @@ TARGETS = {
         "float16",
         fused_rotary=False,
         quantized_lookup=False,
-        plain_zero_points=True,
+        paired_blocks=True,
         sliding_window=False,
     ),
 }
@@ -203,7 +205,7 @@ def _stored(spec: WeightSpec, scheme: Scheme | None, config: Phi3Config, target:
         "codes": ("uint8", (rows, blocks, block_size * scheme.bits // 8)),
         "scale": (target.float_type, (rows, blocks)),
     }
-    if not scheme.symmetric or target.plain_zero_points:
+    if not scheme.symmetric or target.paired_blocks:
         sizes["zero_point"] = ("uint8", (rows, -(-blocks * scheme.bits // 8)))
     for part, (dtype, shape) in sizes.items():
         parts[part] = StoredTensor(f"{spec.name}/{part}", dtype, shape)
@@ -215,8 +217,7 @@ def _block_size(spec: WeightSpec, scheme: Scheme, target: Target) -> int:
     longest = inputs if scheme.group_size == CHANNEL_WISE else scheme.group_size
     for size in _BLOCK_SIZES:
         even = inputs // size % 2 == 0
-        padded = scheme.bits == 4 and target.plain_zero_points and not even
-        if size <= longest and inputs % size == 0 and not padded:
+        if size <= longest and inputs % size == 0 and (even or not target.paired_blocks):
             return size
     raise SchemeError(
         f"rows of {inputs} numbers ({spec.name}) cannot be cut into the blocks of {_BLOCK_SIZES[-1]} "
