@@ -1,4 +1,4 @@
-/* Direct3D 12 for DirectML under Wine: vkd3d behind the functions of d3d12.dll that DirectML and its callers use.
+/* Direct3D 12 for DirectML under Wine: vkd3d behind the functions of d3d12.dll that are called.
  *
  * Wine's own d3d12.dll knows no DXIL, lacks D3D12GetInterface, and says that it cannot list meta commands,
  * which ends DMLCreateDevice. This one lists none. With D3D12_CLAIM_HALF in the environment it says that the
@@ -20,7 +20,8 @@ static HRESULT signal_event(HANDLE event) {
     return SetEvent(event) ? S_OK : E_FAIL;
 }
 
-static HRESULT STDMETHODCALLTYPE no_meta_commands(ID3D12Device9* device, UINT* count, D3D12_META_COMMAND_DESC* descriptions) {
+static HRESULT STDMETHODCALLTYPE no_meta_commands(ID3D12Device9* device, UINT* count,
+                                                  D3D12_META_COMMAND_DESC* descriptions) {
     (void)device;
     (void)descriptions;
     *count = 0;
@@ -73,6 +74,7 @@ static LUID adapter_luid(IUnknown* adapter) {
 static HRESULT make_instance(struct vkd3d_instance** instance) {
     static const char* const extensions[] = {"VK_KHR_external_memory_capabilities",
                                              "VK_KHR_get_physical_device_properties2"};
+    const HMODULE vulkan = LoadLibraryA("vulkan-1.dll");
     const struct vkd3d_application_info application = {.type = VKD3D_STRUCTURE_TYPE_APPLICATION_INFO,
                                                        .api_version = VKD3D_API_VERSION_1_14};
     const struct vkd3d_optional_instance_extensions_info optional = {
@@ -85,7 +87,7 @@ static HRESULT make_instance(struct vkd3d_instance** instance) {
         .next = &optional,
         .pfn_signal_event = signal_event,
         .wchar_size = sizeof(WCHAR),
-        .pfn_vkGetInstanceProcAddr = (void*)GetProcAddress(LoadLibraryA("vulkan-1.dll"), "vkGetInstanceProcAddr")};
+        .pfn_vkGetInstanceProcAddr = (void*)GetProcAddress(vulkan, "vkGetInstanceProcAddr")};
     return vkd3d_create_instance(&info, instance);
 }
 
@@ -104,8 +106,8 @@ static HRESULT make_device(IUnknown* adapter, D3D_FEATURE_LEVEL level, IUnknown*
     return SUCCEEDED(result) ? amend(*device) : result;
 }
 
-/* Direct3D 12 has one device for each adapter, whoever asks: onnxruntime-genai counts on the buffers of its own
- * being ONNX Runtime's as well. There is one adapter here, and its device stays until the process ends. */
+/* Direct3D 12 has one device for each adapter, whoever asks, and callers count on sharing it. There is one
+ * adapter here, and its device stays until the process ends. */
 HRESULT WINAPI D3D12CreateDevice(IUnknown* adapter, D3D_FEATURE_LEVEL level, REFIID id, void** device) {
     static SRWLOCK lock = SRWLOCK_INIT;
     static IUnknown* the_device;
@@ -146,16 +148,18 @@ HRESULT WINAPI D3D12CreateRootSignatureDeserializer(const void* data, SIZE_T siz
     return vkd3d_create_root_signature_deserializer(data, size, id, object);
 }
 
-HRESULT WINAPI D3D12CreateVersionedRootSignatureDeserializer(const void* data, SIZE_T size, REFIID id, void** object) {
+HRESULT WINAPI D3D12CreateVersionedRootSignatureDeserializer(const void* data, SIZE_T size, REFIID id,
+                                                             void** object) {
     return vkd3d_create_versioned_root_signature_deserializer(data, size, id, object);
 }
 
-HRESULT WINAPI D3D12SerializeRootSignature(const D3D12_ROOT_SIGNATURE_DESC* description, D3D_ROOT_SIGNATURE_VERSION version,
-                                           ID3DBlob** blob, ID3DBlob** errors) {
+HRESULT WINAPI D3D12SerializeRootSignature(const D3D12_ROOT_SIGNATURE_DESC* description,
+                                           D3D_ROOT_SIGNATURE_VERSION version, ID3DBlob** blob,
+                                           ID3DBlob** errors) {
     return vkd3d_serialize_root_signature(description, version, blob, errors);
 }
 
-HRESULT WINAPI D3D12SerializeVersionedRootSignature(const D3D12_VERSIONED_ROOT_SIGNATURE_DESC* description, ID3DBlob** blob,
-                                                    ID3DBlob** errors) {
+HRESULT WINAPI D3D12SerializeVersionedRootSignature(const D3D12_VERSIONED_ROOT_SIGNATURE_DESC* description,
+                                                    ID3DBlob** blob, ID3DBlob** errors) {
     return vkd3d_serialize_versioned_root_signature(description, blob, errors);
 }

@@ -37,7 +37,7 @@ from windows import (
 HERE = Path(__file__).parent
 WHEELS = HERE / "windows-wheels.txt"
 DEBIAN_SOURCES = HERE / "debian-sources.txt"
-SESSION, PROCESS_PRNG = HERE / "session.c", HERE / "bcryptprimitives.c"
+SESSION = HERE / "session.c"
 
 _VULKAN = "/usr/lib/x86_64-linux-gnu"
 NEEDS = {
@@ -139,11 +139,10 @@ class DirectML:
 
     def __init__(self, cache: Path, display: str) -> None:
         # `display` is of X: Wine reaches Vulkan through its driver for it alone.
-        sources = [SESSION, PROCESS_PRNG, DEBIAN_SOURCES, HERE / "vkd3d.py", *vkd3d.SOURCES]
+        sources = [SESSION, DEBIAN_SOURCES, HERE / "vkd3d.py", *vkd3d.SOURCES]
         self._folder = packages(cache, WHEELS, sources, lambda folder: _build(cache, folder))
         self._cache = cache
-        native = ["d3d12", "bcryptprimitives"]
-        self._wine = Wine(cache, native, _environment(display), "prefix-directml")
+        self._wine = Wine(cache, ["d3d12"], _environment(display), "prefix-directml")
 
     @contextmanager
     def session(
@@ -241,7 +240,6 @@ def _build(cache: Path, folder: Path) -> None:
                 *[folder / "onnxruntime.dll", "-o", folder / "session.exe"],
             ]
         )
-    compile_c(["-shared", "-O2", PROCESS_PRNG, "-o", folder / "bcryptprimitives.dll", "-ladvapi32"])
 
 
 def _debian_files(cache: Path) -> list[Path]:

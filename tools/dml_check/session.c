@@ -3,11 +3,11 @@
  *     session.exe MODEL.onnx dml|cpu [shared=N] [log=N] [KEY=VALUE]...
  *
  * stdout first says 1 (uint32) when the session is there. A request on stdin and its answer on stdout are a
- * count (uint32) and as many tensors: the length of the name, the name, ONNX's number of the type and the rank
- * (all uint32), the sizes (int64), the elements. The end of stdin ends it.
+ * count (uint32) and as many tensors: the length of the name, the name, ONNX's number of the type and the
+ * rank (all uint32), the sizes (int64), the elements. The end of stdin ends it.
  *
- * shared   keeps a cache of N positions: each "past_key_values" and its "present" are one buffer on the device,
- *          as onnxruntime-genai has it, and the answer is "logits" alone
+ * shared   keeps a cache of N positions: each "past_key_values" and its "present" are one buffer on the
+ *          device, as onnxruntime-genai has it, and the answer is "logits" alone
  * log      ONNX Runtime's least severity, 0 for everything; to stderr
  * others   entries of the session's configuration
  *
@@ -143,7 +143,8 @@ static void wide(const char* text, wchar_t* letters) {
 }
 
 /* The cache, bound once as what is read and as what is written. */
-static void bind_cache(OrtSession* session, OrtIoBinding* binding, OrtAllocator* host, OrtAllocator* device, int64_t positions) {
+static void bind_cache(OrtSession* session, OrtIoBinding* binding, OrtAllocator* host, OrtAllocator* device,
+                       int64_t positions) {
     const char* past = "past_key_values";
     size_t count;
     check(api->SessionGetInputCount(session, &count));
@@ -260,7 +261,7 @@ int main(int argc, char** argv) {
             size_t *lengths, bound_count;
             for (uint32_t i = 0; i < count; ++i)
                 check(api->BindInput(binding, input_names[i], input_values[i]));
-            /* Each time anew: the scores of the last request would be the place for these, whatever their size. */
+            /* Each time anew: else these go where the last scores are, whatever their size. */
             check(api->BindOutputToDevice(binding, "logits", host));
             check(api->RunWithBinding(session, NULL, binding));
             check(api->GetBoundOutputValues(binding, host_allocator, &bound, &bound_count));
