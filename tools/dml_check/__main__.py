@@ -18,6 +18,7 @@ import argparse
 import dataclasses
 import json
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -39,13 +40,16 @@ from windows import NotHereError, say
 WRONG, NOT_HERE = 1, 77
 _PROMPT = "<|user|>\nCan you introduce yourself?<|end|>\n<|assistant|>\n"
 _PROMPT_TOKENS = 16
-# The software driver takes a second for each token of Phi-3's width.
-_TWO_LAYERS_TOKENS = 16
+_TOKENS = 64
+# The software driver takes many seconds for a token of Phi-3's width, in the prompt and in the answer.
+_TWO_LAYERS_PROMPT_TOKENS, _TWO_LAYERS_TOKENS = 4, 3
 
 
 def main() -> int:
     """Check what the command line names, and return the exit code."""
     args = _arguments()
+    # What was started is ended on the way out, also where a limit ends the check.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         with display() as name, tempfile.TemporaryDirectory(prefix="dml-check-") as scratch:
             return _check(DirectML(args.cache, name), args, Path(scratch))
@@ -63,7 +67,12 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--demo", action="store_true", help="the demo model, and what must be found wrong")
     parser.add_argument("--two-layers", action="store_true", help="two random layers of Phi-3-mini's shape")
     parser.add_argument("--operators", action="store_true", help="also each operator by itself")
-    parser.add_argument("--tokens", type=int, metavar="N", help="that are compared (64; of two layers 16)")
+    parser.add_argument(
+        "--tokens",
+        type=int,
+        metavar="N",
+        help=f"that are compared ({_TOKENS}; of two layers {_TWO_LAYERS_TOKENS})",
+    )
     parser.add_argument("--json", action="store_true", help="show each verdict as a line of JSON")
     parser.add_argument("--cache", type=Path, default=_default_cache(), help="default: %(default)s")
     args = parser.parse_args()
@@ -83,9 +92,9 @@ def _arguments() -> argparse.Namespace:
 
 def _check(directml: DirectML, args: argparse.Namespace, scratch: Path) -> int:
     wrong = []
-    for folder, tokens in _folders(args, scratch):
+    for folder, prompt_tokens, tokens in _folders(args, scratch):
         wish = Wish(args.tokens or tokens, args.operators)
-        verdict = check(directml, folder, _prompt(folder), wish, scratch)
+        verdict = check(directml, folder, _prompt(folder)[:prompt_tokens], wish, scratch)
         _show(verdict, args.json)
         wrong += [f"{verdict.folder}: {text}" for text in verdict.wrong]
     if args.demo:
@@ -97,13 +106,13 @@ def _check(directml: DirectML, args: argparse.Namespace, scratch: Path) -> int:
     return WRONG if wrong else 0
 
 
-def _folders(args: argparse.Namespace, scratch: Path) -> Iterator[tuple[Path, int]]:
-    """Every folder that is to be checked, and how many tokens of it."""
-    yield from ((folder.absolute(), 64) for folder in args.folders)
+def _folders(args: argparse.Namespace, scratch: Path) -> Iterator[tuple[Path, int | None, int]]:
+    """Every folder that is to be checked, and how many tokens of prompt and answer."""
+    yield from ((folder.absolute(), None, _TOKENS) for folder in args.folders)
     if args.demo:
-        yield from ((models.demo(name, scratch), 64) for name in models.PRECISIONS)
+        yield from ((models.demo(name, scratch), None, _TOKENS) for name in models.PRECISIONS)
     if args.two_layers:
-        yield models.two_layers(scratch), _TWO_LAYERS_TOKENS
+        yield models.two_layers(scratch), _TWO_LAYERS_PROMPT_TOKENS, _TWO_LAYERS_TOKENS
 
 
 def _prompt(folder: Path) -> list[int]:

@@ -48,7 +48,8 @@ def answer(
 
     parts   the prompt is appended in as many, as a chat is that goes on
     """
-    capacity = len(prompt) + tokens
+    # The last token is not computed any further.
+    capacity = len(prompt) + tokens - 1
     with directml.session(model, provider, shared=capacity) as session:
         # Memory that was never written may hold what is no number, and hidden positions count zero times
         # theirs. onnxruntime-genai writes zeros; here a long prompt writes numbers that must not matter.
