@@ -242,7 +242,7 @@ class _Builder:
         """Where each token's rotation stands in the tables, [batch, tokens].
 
         Chosen for each sequence by itself: sequences of a batch differ in length. In whole numbers
-        throughout, which every provider computes.
+        throughout, by a choice and a sum: a product of int64 is more than tools/dml_check can compute.
         """
         axis, rows = self.constant("axis_1", [1]), self.constant("rope/border", [border])
         reach = self.node("ReduceSum", ["attention_mask", axis], "rope/length", keepdims=1)
@@ -250,8 +250,7 @@ class _Builder:
             asked = self.node("Mul", [LONG_FACTORS, rows], "rope/asked")
             reach = self.node("Add", [reach, asked], "rope/reach")
         is_long = self.node("Greater", [reach, rows], "rope/is_long")
-        chosen = self.node("Cast", [is_long], "rope/chosen", to=TensorProto.INT64)
-        first = self.node("Mul", [chosen, rows], "rope/first_row")
+        first = self.node("Where", [is_long, rows, self.constant("rope/none", [0])], "rope/first_row")
         return self.node("Add", ["position_ids", first], "rope/rows")
 
     def attention(self, hidden: Value, layer: int, prefix: str) -> Value:
