@@ -208,7 +208,10 @@ def test_each_thing_that_is_wrong_is_said(changes: dict[str, object], words: str
 
 def test_people_see_what_is_on_the_cpu_and_why_nothing_is_captured() -> None:
     placed = placement.placement(LOG)
-    text = "\n".join(check.lines(Verdict("demo", placed, refused="no memory", operators=[operator(2e-7)])))
+    fallen = Operator("GatherBlockQuantized", "embed", *[Outcome("CPUExecutionProvider", 0.0)] * 2)
+    found = Verdict("demo", placed, refused="no memory", operators=[operator(2e-7), fallen])
+    text = "\n".join(check.lines(found))
+    assert "GatherBlockQuantized (CPU) " in text
     assert "nodes on DirectML 3, on the CPU 2 (CPU: Cast 1, Squeeze 1)" in text
     assert "graph capture: no memory" in text
     assert "2.0e-07" in text

@@ -121,12 +121,14 @@ def lines(verdict: Verdict) -> list[str]:
         )
     if verdict.broken:
         found.append(f"  {verdict.broken}")
-    for each in verdict.operators:
-        found.append(
-            f"  {each.kind:34} {_cell(each.float32.error, each.float32.words):>10}  "
-            f"float16: {_cell(each.float16.error, each.float16.words)}  {each.name}"
-        )
+    found += [f"  {_operator_line(each)}" for each in verdict.operators]
     return found
+
+
+def _operator_line(operator: Operator) -> str:
+    name = operator.kind + (" (CPU)" if operator.float32.provider == CPU else "")
+    single, half = (_cell(each.error, each.words) for each in (operator.float32, operator.float16))
+    return f"{name:34} {single:>10}  float16: {half}  {operator.name}"
 
 
 def _cell(error: float | None, words: str) -> str:

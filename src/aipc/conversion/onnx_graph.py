@@ -242,15 +242,17 @@ class _Builder:
         """Where each token's rotation stands in the tables, [batch, tokens].
 
         Chosen for each sequence by itself: sequences of a batch differ in length. In whole numbers
-        throughout, by a choice and a sum: a product of int64 is more than tools/dml_check can compute.
+        throughout, by choices and sums: a product of int64 is more than tools/dml_check can compute.
         """
         axis, rows = self.constant("axis_1", [1]), self.constant("rope/border", [border])
         reach = self.node("ReduceSum", ["attention_mask", axis], "rope/length", keepdims=1)
+        none = self.constant("rope/none", [0])
         if self.asks_for_factors:
-            asked = self.node("Mul", [LONG_FACTORS, rows], "rope/asked")
+            is_asked = self.node("Cast", [LONG_FACTORS], "rope/is_asked", to=TensorProto.BOOL)
+            asked = self.node("Where", [is_asked, rows, none], "rope/asked")
             reach = self.node("Add", [reach, asked], "rope/reach")
         is_long = self.node("Greater", [reach, rows], "rope/is_long")
-        first = self.node("Where", [is_long, rows, self.constant("rope/none", [0])], "rope/first_row")
+        first = self.node("Where", [is_long, rows, none], "rope/first_row")
         return self.node("Add", ["position_ids", first], "rope/rows")
 
     def attention(self, hidden: Value, layer: int, prefix: str) -> Value:
