@@ -53,7 +53,10 @@ class ScriptedEngine:
         elif request.prompt[0] == HOLD:
             outbox.ids(request.number, [os.getpid()], end=False)
             # A PyDLL, unlike a CDLL, does not let go of the lock.
-            ctypes.PyDLL(None).sleep(60)
+            if sys.platform == "win32":
+                ctypes.PyDLL("kernel32").Sleep(60_000)
+            else:
+                ctypes.PyDLL(None).sleep(60)
         else:
             guided = request.sampling.guidance
             text = [] if guided is None else [*guided.text.encode()]

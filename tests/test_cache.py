@@ -257,7 +257,7 @@ def test_a_file_in_use_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.Monk
     def refuse(self: Path, target: Path) -> Path:
         raise PermissionError(13, "The process cannot access the file", str(self))
 
-    monkeypatch.setattr(Path, "rename", refuse)
+    monkeypatch.setattr(Path, "replace", refuse)
     with pytest.raises(StorageError, match="cannot be removed") as caught:
         cache.remove("phi-3-mini")
     assert "close the program" in caught.value.hint

@@ -19,7 +19,7 @@ PACKAGE = Path(aipc.__file__).parent
 # A room is a module or package of aipc. Two files of runtimes are rooms of their own: base, which only
 # describes runtimes, and orphans, which starts processes.
 # Every room may import these, and itself:
-FREE = {"errors", "types"}
+FREE = {"errors", "types", "windows_files"}
 ARROWS = {
     "__main__": {"cli"},
     "cli": {
@@ -144,6 +144,7 @@ ARROWS = {
     "demo": set(),
     "errors": set(),
     "types": set(),
+    "windows_files": set(),
 }
 
 # Which files may import a package of others; what is not listed here is not imported at all.

@@ -24,6 +24,7 @@ from pathlib import Path
 from aipc.errors import CheckpointError, ModelNotFoundError, StorageError
 from aipc.hub import ALIASES, Source, repository_of
 from aipc.manifest import FORMAT, MANIFEST_FILE, FileRecord, Manifest, file_names, fingerprint, hash_files
+from aipc.windows_files import is_device_name, move
 
 PARTIAL_PREFIX = ".partial-"
 
@@ -136,7 +137,7 @@ def select(name: str) -> list[Entry]:
     raises   ModelNotFoundError
     """
     all_entries = entries()
-    wanted = name.strip("/")
+    wanted = name.replace("\\", "/").strip("/")
     words = {wanted, _model_word(wanted)} if wanted else set()
     found = [entry for entry in all_entries if entry.name == wanted or entry.folder.parent.name in words]
     if not found:
@@ -281,7 +282,7 @@ def _delete(folder: Path) -> None:
     doomed = folder.with_name(f"{PARTIAL_PREFIX}removed-{os.getpid()}-{folder.name.lstrip('.')}")
     try:
         # Windows renames no folder in which a file is open: so nothing is half removed.
-        folder.rename(doomed)
+        move(folder, doomed)
         shutil.rmtree(doomed)
     except OSError as exc:
         raise StorageError(
@@ -315,8 +316,9 @@ def _model_word(name: str) -> str:
 
 
 def file_word(text: str) -> str:
-    """A text as part of a file's name."""
-    return re.sub(r"[^\w.-]+", "-", text, flags=re.ASCII).strip("-.")[:64] or "model"
+    """A text as part of a file's name, on every system."""
+    word = re.sub(r"[^\w.-]+", "-", text, flags=re.ASCII).strip("-.")[:64].rstrip(".") or "model"
+    return f"model-{word}" if is_device_name(word) else word
 
 
 def _hash8(values: list[object]) -> str:

@@ -48,6 +48,7 @@ from aipc.hub import COMMIT, INDEX_FILE, hub_cache, part_for, storage_of
 from aipc.phi3 import Phi3Config
 from aipc.runtimes.base import ONNXRUNTIME
 from aipc.types import Progress
+from aipc.windows_files import is_device_name, move
 
 # Waits between tries that bring nothing; each byte that arrives starts the row anew.
 RETRY_WAITS_S = (0.5, 1.0, 2.0, 4.0, 8.0)
@@ -142,7 +143,9 @@ def _list_files(repository: str, revision: str | None) -> tuple[str, dict[str, R
 
 def _is_plain(sibling: Any) -> bool:
     """Whether a listed file lies at most two folders down, under names that are only names."""
-    return re.fullmatch(r"(\w[\w.-]{0,200}/){0,2}\w[\w.-]{0,200}", sibling.rfilename) is not None
+    name = sibling.rfilename
+    plain = re.fullmatch(r"(\w[\w.-]{0,200}/){0,2}\w[\w.-]{0,200}", name) is not None
+    return plain and not any(is_device_name(part) for part in name.split("/"))
 
 
 def _remote_file(sibling: Any) -> RemoteFile:
@@ -247,7 +250,7 @@ class _Snapshot:
         with WeakFileLock(self.locks / f"{file.etag}.lock"):
             if not pointer.is_file() and not blob.is_file():
                 _Transfer(f"{self.url}/{quote(file.name)}", file, self._partial(file), advance).run()
-                self._partial(file).replace(blob)
+                move(self._partial(file), blob)
             if not pointer.is_file():
                 _place(blob, pointer)
 
@@ -259,7 +262,7 @@ class _Snapshot:
         reference.parent.mkdir(parents=True, exist_ok=True)
         written = reference.with_name(f"{reference.name}.{uuid4().hex[:8]}")
         written.write_text(self.folder.name, encoding="utf-8")
-        written.replace(reference)
+        move(written, reference)
 
     def _partial(self, file: RemoteFile) -> Path:
         return self.blobs / f"{file.etag}.incomplete"
@@ -271,7 +274,7 @@ def _place(blob: Path, pointer: Path) -> None:
         pointer.symlink_to(os.path.relpath(blob, pointer.parent))
     except OSError:
         # Windows without the right to make links: the file itself, as huggingface_hub does it there.
-        blob.replace(pointer)
+        move(blob, pointer)
 
 
 class _Transfer:

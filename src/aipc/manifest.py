@@ -13,6 +13,7 @@ from typing import Any
 
 from aipc.errors import CheckpointError, StorageError
 from aipc.phi3 import read_json_object
+from aipc.windows_files import is_device_name
 
 MANIFEST_FILE = "aipc.json"
 # What was compiled for an NPU later has records of its own there.
@@ -93,7 +94,7 @@ class Manifest:
         }
         path = folder / MANIFEST_FILE
         try:
-            path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+            path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8", newline="\n")
         except OSError as exc:
             raise StorageError(f"{path} cannot be written: {exc.strerror or exc}") from exc
 
@@ -209,7 +210,12 @@ def _stays_inside(name: str) -> bool:
     parts = PurePosixPath(name).parts
     plain = name == "/".join(parts) and not re.search(r'[\\:*?"<>|\x00-\x1f]', name)
     return (
-        plain and bool(parts) and len(name) <= 512 and ".." not in parts and parts[0] not in {"/", "//", "."}
+        plain
+        and bool(parts)
+        and len(name) <= 512
+        and ".." not in parts
+        and parts[0] not in {"/", "//", "."}
+        and not any(is_device_name(part) for part in parts)
     )
 
 

@@ -216,7 +216,8 @@ def read_json_object(path: Path) -> dict[str, Any]:
     if data.startswith(b"version https://git-lfs"):
         raise CheckpointError(f"{path} is a Git LFS pointer, not the file itself", hint="git lfs pull")
     try:
-        value = json.loads(data.decode("utf-8"))
+        # Some editors on Windows begin a file with a byte order mark.
+        value = json.loads(data.decode("utf-8-sig"))
         if b"\\ud" in data.lower():
             # Half a surrogate pair is no text, and would fail wherever it is used first.
             json.dumps(value, ensure_ascii=False).encode("utf-8")

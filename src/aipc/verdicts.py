@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Literal
 
 from aipc import cache
-from aipc.errors import CheckpointError
+from aipc.errors import CheckpointError, StorageError
 from aipc.phi3 import read_json_object
 from aipc.runtimes.base import Device
+from aipc.windows_files import move
 
 Verdict = Literal["good", "suspicious", "broken"]
 
@@ -24,8 +25,11 @@ def keep(record: Mapping[str, object], folder: Path, device: Device, runtime_ver
     path = _path(folder, device, runtime_version)
     cache.ensure_writable(path.parent)
     partial = path.with_name(f"{cache.PARTIAL_PREFIX}{path.name}")
-    partial.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    partial.replace(path)
+    try:
+        partial.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        move(partial, path)
+    except OSError as exc:
+        raise StorageError(f"{path} cannot be written: {exc.strerror or exc}") from exc
     return path
 
 

@@ -116,7 +116,7 @@ def _tolerate_every_character(stream: TextIO | None) -> None:
 
 
 def _unwind_when_told_to_end() -> None:
-    """Let SIGTERM and SIGHUP leave as Ctrl+C does, through every `finally`: nothing half-made stays."""
+    """Let SIGTERM and SIGHUP, and Ctrl+Break of Windows, leave as Ctrl+C does: nothing half-made stays."""
     import signal
     import threading
 
@@ -125,7 +125,7 @@ def _unwind_when_told_to_end() -> None:
 
     if threading.current_thread() is not threading.main_thread():
         return
-    for name in ("SIGTERM", "SIGHUP"):
+    for name in ("SIGTERM", "SIGHUP", "SIGBREAK"):
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, unwind)

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
 from aipc.cli.suspending import suspendable
+from aipc.cli.windows_console import obeys_escapes
 from aipc.errors import AipcError, StorageError
 from aipc.types import Check, Progress
 
@@ -39,9 +40,7 @@ def can_redraw(stream: TextIO | None) -> bool:
     """Whether it is a terminal on which what was shown can be replaced."""
     if stream is None or not is_terminal(stream):
         return False
-    from rich.console import Console
-
-    terminal = Console(file=stream)
+    terminal = _console(stream)
     return not (terminal.is_dumb_terminal or terminal.legacy_windows)
 
 
@@ -252,11 +251,10 @@ class Screen:
 @contextmanager
 def full_screen() -> Iterator[Screen]:
     """The terminal at stdout as a screen; what it showed before comes back at the end."""
-    from rich.console import Console
     from rich.live import Live
 
     with Live(
-        console=Console(file=sys.stdout, highlight=False),
+        console=_console(sys.stdout),
         screen=True,
         auto_refresh=False,
         redirect_stdout=False,
@@ -414,7 +412,11 @@ def _text(line: Line) -> Text:
     return Text.assemble(*line, no_wrap=True, overflow="ellipsis")
 
 
-def _console() -> Console:
+def _console(stream: TextIO | None = None) -> Console:
+    """Of a stream, by default stderr."""
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False)
+    stream = sys.stderr if stream is None else stream
+    # rich asks the console behind stdout, whichever stream it writes to, and switches nothing on.
+    legacy = is_terminal(stream) and not obeys_escapes(stream)
+    return Console(file=stream, highlight=False, legacy_windows=legacy)

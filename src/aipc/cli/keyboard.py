@@ -8,12 +8,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from aipc.cli import console
 from aipc.cli.suspending import suspendable
 
 # Windows has no wait for a key with a limit.
 _LOOK_AGAIN_S = 0.05
+_BEGINS_A_LONG_KEY = {"\0", "\xe0"}
 
 
 @contextmanager
@@ -25,7 +27,9 @@ def single_keys() -> Iterator[Callable[[float], str]]:
     if not console.is_terminal(sys.stdin):
         yield _no_key
     elif sys.platform == "win32":
-        yield _windows_key
+        import msvcrt
+
+        yield windows_keys(msvcrt)
     else:
         import termios
         import tty
@@ -49,18 +53,32 @@ def _no_key(limit_s: float) -> str:
     return ""
 
 
-if sys.platform == "win32":
-    import msvcrt
+def windows_keys(keyboard: Any) -> Callable[[float], str]:
+    """What waits for a key at a console of Windows.
 
-    def _windows_key(limit_s: float) -> str:
+    keyboard   msvcrt
+    """
+    # An arrow or a function key is two characters, and the second may be a letter: PgDn ends with "Q".
+    is_half = False
+
+    def wait(limit_s: float) -> str:
+        nonlocal is_half
         until_s = time.monotonic() + limit_s
-        while not msvcrt.kbhit():
+        while not keyboard.kbhit():
             if time.monotonic() >= until_s:
                 return ""
             time.sleep(_LOOK_AGAIN_S)
-        return msvcrt.getwch()
+        key: str = keyboard.getwch()
+        if key == "\x03":
+            # getwch hears Ctrl+C as a character, where it comes in the moment of reading.
+            raise KeyboardInterrupt
+        was_half, is_half = is_half, not is_half and key in _BEGINS_A_LONG_KEY
+        return "" if was_half or is_half else key
 
-else:
+    return wait
+
+
+if sys.platform != "win32":
 
     def _posix_key(limit_s: float) -> str:
         # The descriptor itself: what Python has buffered of stdin, select does not see.

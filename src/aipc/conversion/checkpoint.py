@@ -19,6 +19,7 @@ from aipc.conversion.safetensors import (
     read_header,
 )
 from aipc.errors import CheckpointError, UnsupportedModelError, shown
+from aipc.windows_files import is_device_name
 
 if TYPE_CHECKING:
     from aipc.phi3 import WeightSpec
@@ -177,7 +178,7 @@ def _read_weight_map(index: Path) -> dict[str, str]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index} has no weight_map that says where tensors are", "download it again")
     for name, shard in weight_map.items():
-        if not isinstance(shard, str) or not _SHARD_NAME.fullmatch(shard):
+        if not isinstance(shard, str) or not _SHARD_NAME.fullmatch(shard) or is_device_name(shard):
             raise CheckpointError(
                 f"{index}: tensor {shown(name)} would be in {shown(shard)}, "
                 "which is not the plain name of a safetensors file in the same folder",

@@ -227,4 +227,4 @@ def _write_generation_config(source: Path, target: Path) -> None:
     config = read_json_object(path) if path.is_file() else {}
     config["eos_token_id"] = sorted(Text.load(source).stop_ids)
     text = json.dumps(config, indent=2) + "\n"
-    (target / path.name).write_text(text, encoding="utf-8")
+    (target / path.name).write_text(text, encoding="utf-8", newline="\n")

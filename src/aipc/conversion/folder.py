@@ -9,6 +9,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from aipc.errors import StorageError
+from aipc.windows_files import LONGEST_PATH, move, too_long
 
 STAGING_PREFIX = ".partial-"
 
@@ -56,7 +57,7 @@ def refuse_taken(out: Path) -> None:
 def _publish(staging: Path, out: Path) -> None:
     if out.is_dir():
         out.rmdir()
-    Path(staging).replace(out)
+    move(staging, out)
 
 
 def _check_space(parent: Path, nbytes: int) -> None:
@@ -69,6 +70,13 @@ def _check_space(parent: Path, nbytes: int) -> None:
 
 
 def _unwritable(out: Path, exc: OSError) -> StorageError:
+    failed = Path(exc.filename or out)
+    if too_long(failed):
+        return StorageError(
+            f"{out} cannot be written: {failed.name} would have a path of {len(str(failed.absolute()))} "
+            f"characters, and Windows takes {LONGEST_PATH}",
+            hint="choose a folder with a shorter path, or switch LongPathsEnabled on in the registry",
+        )
     return StorageError(
         f"{out} cannot be written: {exc.strerror or exc}", hint="choose a folder that you may write to"
     )

@@ -39,7 +39,7 @@ def write_genai_config(folder: Path, config: Phi3Config, target: Target, model_f
             "past_present_share_buffer": True,
         },
     }
-    (folder / CONFIG_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    (folder / CONFIG_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8", newline="\n")
 
 
 def _context_length(config: Phi3Config, target: Target) -> int:

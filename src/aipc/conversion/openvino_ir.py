@@ -18,6 +18,7 @@ from aipc.conversion.quantize import Packed, pack_nibbles
 from aipc.conversion.recipe import Recipe
 from aipc.errors import require
 from aipc.phi3 import Phi3Config, WeightSpec
+from aipc.windows_files import move
 
 if TYPE_CHECKING:
     import numpy as np
@@ -128,7 +129,7 @@ def _make_constants(
             _mark_as_decompression(layer)
     partial = model_path.with_suffix(".xml.partial")
     tree.write(partial, encoding="utf-8", xml_declaration=True)
-    Path(partial).replace(model_path)
+    move(partial, model_path)
 
 
 def _mark_as_decompression(layer: ET.Element) -> None:

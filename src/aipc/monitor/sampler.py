@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import queue
-import signal
 import sys
 import threading
 import time
@@ -18,6 +17,7 @@ from typing import IO
 from aipc.monitor.host import WatchedProcesses
 from aipc.monitor.probes import Devices, devices
 from aipc.monitor.sample import SHORTEST_S, Sample
+from aipc.runtimes.orphans import leave_interrupts_to_parent
 
 _FIRST_S = 0.1
 
@@ -26,8 +26,7 @@ _Requests = queue.SimpleQueue[int | None]
 
 def main() -> None:
     """Sample until stdin ends or nobody reads any more."""
-    # Ctrl+C at a terminal reaches the whole group; the end of stdin is what ends this process.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    leave_interrupts_to_parent()
     options = json.loads(sys.stdin.buffer.readline() or b"null")
     if options is None:
         return

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import queue
-import signal
 import sys
 import threading
 import traceback
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from typing import IO, Any, NoReturn, Protocol
 
 from aipc.errors import AipcError
+from aipc.runtimes.orphans import leave_interrupts_to_parent
 from aipc.types import Guidance, Sampling, ScoredToken
 
 
@@ -133,8 +133,7 @@ class Outbox:
 
 def serve(load: Callable[[dict[str, Any]], Engine]) -> NoReturn:
     """Load an engine and let it answer, until the caller is gone."""
-    # Ctrl+C reaches every process of a terminal; what it means is the caller's to say.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    leave_interrupts_to_parent()
     outbox = Outbox(claim_stdout())
     inbox = Inbox(sys.stdin.buffer)
     code = 0

@@ -20,6 +20,7 @@ from typing import Any
 from aipc.errors import StorageError
 from aipc.runtimes.onnxruntime_errors import translated
 from aipc.runtimes.onnxruntime_graph import FAILURES, open_graph, session_options, version
+from aipc.windows_files import move
 
 _FORMAT = 1
 _STAMP = "aipc-prepacked.json"
@@ -69,7 +70,7 @@ def make(copy: Path, graph: Path) -> Path:
         (staging / _STAMP).write_text(stamp + "\n", encoding="utf-8")
         if copy.exists():
             shutil.rmtree(copy)
-        staging.rename(copy)
+        move(staging, copy)
     except OSError as exc:
         raise StorageError(
             f"the prepacked weights in {copy} cannot be written: {exc.strerror or exc}",

@@ -18,6 +18,7 @@ from aipc.runtimes.base import OPENVINO, Device
 from aipc.runtimes.openvino_factors import has_factors
 from aipc.runtimes.process import EngineProcess, Worker
 from aipc.runtimes.session import EngineScorer, EngineSession
+from aipc.windows_files import move
 
 _ENGINE = "aipc.runtimes.openvino_engine"
 _SCORING_ENGINE = "aipc.runtimes.openvino_scoring"
@@ -123,7 +124,7 @@ def compile_for_npu(
         )
         # A record stands for the blob beside it: the old one goes first, and the new one comes last.
         blob.with_suffix(".json").unlink(missing_ok=True)
-        partial.replace(blob)
+        move(partial, blob)
     except OSError as exc:
         raise StorageError(f"{blob} cannot be written: {exc.strerror or exc}") from exc
     finally:

@@ -50,6 +50,15 @@ def start_child(module: str, log: IO[bytes]) -> tuple[subprocess.Popen[bytes], L
     return process, line
 
 
+def leave_interrupts_to_parent() -> None:
+    """Called by the child: Ctrl+C and Ctrl+Break reach every process of a terminal, and the parent says
+    what they mean. The end of stdin is what ends the child."""
+    for name in ("SIGINT", "SIGBREAK"):
+        number = getattr(signal, name, None)
+        if number is not None:
+            signal.signal(number, signal.SIG_IGN)
+
+
 class Lifeline(Protocol):
     """Held by the parent as long as the child may live.
 

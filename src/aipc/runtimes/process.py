@@ -41,6 +41,8 @@ _READING_S_PER_TOKEN = 0.25
 # And so long when it says that it compiles, or loads.
 _BUSY_S = 1800.0
 
+_NTSTATUS_ERROR = 0xC0000000
+
 _Answers = queue.SimpleQueue[dict[str, Any]]
 
 
@@ -360,7 +362,8 @@ def _ending(code: int) -> str:
     """How a process ended, for people."""
     if code < 0 and -code in set(signal.Signals):
         return f"was ended by {signal.Signals(-code).name}"
-    return f"ended with the code {code}"
+    # Windows' own reasons for an end, such as 0xC0000005 for an access violation, are known in hexadecimal.
+    return f"ended with the code {f'0x{code:08X}' if code >= _NTSTATUS_ERROR else code}"
 
 
 def _rebuilt(failure: Mapping[str, str]) -> AipcError:

@@ -13,6 +13,7 @@ import numpy as np
 from aipc.conversion.quantize import unpack_nibbles
 from aipc.errors import CheckpointError, require, shown
 from aipc.phi3 import read_json_object
+from aipc.windows_files import is_device_name
 
 if TYPE_CHECKING:
     import onnx
@@ -47,6 +48,10 @@ def read_matrices(folder: Path) -> dict[str, StoredMatrix]:
     return found
 
 
+def _is_plain(name: str) -> bool:
+    return Path(name).name == name and not set(name) & set("\\:") and not is_device_name(name)
+
+
 @dataclass(frozen=True, slots=True)
 class _Tensor:
     """A tensor in a file, or in the model's own.
@@ -65,7 +70,7 @@ class _Tensor:
         """Where a tensor's numbers are; the description is not trusted."""
         external = {entry.key: entry.value for entry in tensor.external_data}
         location = external.get("location")
-        if location is not None and (Path(location).name != location or "\\" in location or ":" in location):
+        if location is not None and not _is_plain(location):
             raise CheckpointError(f"{folder}: a tensor would be in {shown(location)}, outside of the folder")
         path = None if location is None else folder / location
         shape, dtype = tuple(tensor.dims), _TYPES.get(tensor.data_type)

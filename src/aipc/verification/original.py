@@ -19,6 +19,7 @@ from aipc.manifest import fingerprint
 from aipc.phi3 import Phi3Config
 from aipc.types import Progress
 from aipc.verification.passages import Passage
+from aipc.windows_files import move
 
 # Part of the key: to be raised when the arithmetic or the files change.
 _VERSION = 1
@@ -128,7 +129,7 @@ def _keep(path: Path, scores: Sequence[np.ndarray]) -> None:
         partial = path.with_name(f"{cache.PARTIAL_PREFIX}{path.name}")
         with partial.open("wb") as file:
             np.savez(file, *scores)
-        partial.replace(path)
+        move(partial, path)
         for old in sorted(path.parent.glob("*.npz"), key=lambda kept: kept.stat().st_mtime)[:-_KEPT]:
             old.unlink()
     except (StorageError, OSError):
