@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections import namedtuple
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -386,13 +386,19 @@ def test_two_downloads_at_once_fetch_each_file_once(server: HubServer) -> None:
     assert sorted(server.files_asked()) == ["config.json", "model.safetensors", "tokenizer.json"]
 
 
-def test_without_symbolic_links_the_file_itself_is_moved(
-    server: HubServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(self: Path, *_: Any) -> None:
-        raise OSError(errno.EPERM, "a required privilege is not held by the client")
+def refuse_link(self: Path, *_: Any) -> None:
+    raise OSError(errno.EPERM, "a required privilege is not held by the client")
 
-    monkeypatch.setattr(Path, "symlink_to", refuse)
+
+def pretend_link(self: Path, *_: Any) -> None:
+    """As Wine does."""
+
+
+@pytest.mark.parametrize("link", [refuse_link, pretend_link])
+def test_without_symbolic_links_the_file_itself_is_moved(
+    server: HubServer, monkeypatch: pytest.MonkeyPatch, link: Callable[..., None]
+) -> None:
+    monkeypatch.setattr(Path, "symlink_to", link)
     server.add(REPOSITORY, FILES)
     folder = hub.find(REPOSITORY).folder
     assert not (folder / "model.safetensors").is_symlink()

@@ -18,6 +18,7 @@ from aipc.conversion.folder import staged_folder
 from aipc.errors import CheckpointError, StorageError
 from aipc.manifest import FileRecord, Manifest, SourceRecord
 from aipc.phi3 import read_json_object
+from aipc.runtimes.openvino_factors import _link
 from aipc.verification.onnx_matrices import _Tensor
 from aipc.windows_files import is_device_name, move
 
@@ -152,6 +153,26 @@ def test_no_tensor_lies_in_a_device(tmp_path: Path) -> None:
 )
 def test_no_device_is_downloaded(name: str, *, plain: bool) -> None:
     assert hub_download._is_plain(SimpleNamespace(rfilename=name)) is plain
+
+
+def refuse_link(self: Path, *_: Any) -> None:
+    raise OSError(1314, "a required privilege is not held by the client")
+
+
+def pretend_link(self: Path, *_: Any) -> None:
+    """As Wine does with symbolic links."""
+
+
+@pytest.mark.parametrize("symbolic", [refuse_link, pretend_link])
+@pytest.mark.parametrize("hard", [refuse_link, Path.hardlink_to])
+def test_a_file_gets_its_second_name_without_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, symbolic: Any, hard: Any
+) -> None:
+    monkeypatch.setattr(Path, "symlink_to", symbolic)
+    monkeypatch.setattr(Path, "hardlink_to", hard)
+    (tmp_path / "weights.bin").write_bytes(b"weights")
+    _link(tmp_path / "weights.bin", tmp_path / "second.bin")
+    assert (tmp_path / "second.bin").read_bytes() == b"weights"
 
 
 def test_a_byte_order_mark_is_no_damage(tmp_path: Path) -> None:

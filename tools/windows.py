@@ -114,6 +114,11 @@ class Wine:
                 kill(process)
             return Finished(code, *(_text(stream) for stream in (out, err)))
 
+    def end_all(self) -> None:
+        """End whatever runs in this prefix: programs that a program which was killed had started."""
+        command = [_which("wineserver") or "wineserver", "--kill"]
+        subprocess.run(command, env=self._environment, check=False, timeout=_PREFIX_LIMIT_S)
+
     def _make_prefix(self) -> None:
         say("making a Wine prefix")
         prefix = self._prefix

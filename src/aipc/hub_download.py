@@ -14,7 +14,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -270,9 +270,9 @@ class _Snapshot:
 
 def _place(blob: Path, pointer: Path) -> None:
     pointer.unlink(missing_ok=True)
-    try:
+    with suppress(OSError):
         pointer.symlink_to(os.path.relpath(blob, pointer.parent))
-    except OSError:
+    if not pointer.is_file():
         # Windows without the right to make links: the file itself, as huggingface_hub does it there.
         move(blob, pointer)
 

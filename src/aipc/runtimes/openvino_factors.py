@@ -11,7 +11,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from aipc.errors import CheckpointError, StorageError
@@ -76,9 +76,9 @@ def _places(xml: str) -> dict[str, str]:
 def _link(source: Path, target: Path) -> None:
     """The file under a second name: on Windows not everyone may link, and not across disks."""
     for link in (target.symlink_to, target.hardlink_to):
-        try:
+        with suppress(OSError):
             link(source)
-        except OSError:
-            continue
-        return
+        # Wine says that it has made a symbolic link, and makes none.
+        if target.is_file():
+            return
     shutil.copyfile(source, target)

@@ -1,0 +1,127 @@
+"""Run aipc itself on Windows, as far as Linux can: with CPython for Windows, under Wine.
+
+usage: python tools/windows_check [--tests NAME ...] [--limit SECONDS] [--cache DIR]
+
+It converts the demo model for both runtimes and compares the folders with those that Linux writes, asks both
+runtimes a question, and runs tests of aipc, each file by itself. As root of a Debian it installs Wine and a C
+compiler first. The exit code is 77 where this machine cannot run it.
+
+Wine is not Windows: what passes here has passed on Python's and the packages' own Windows code and on Wine's
+idea of the system below them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+
+from windows_python import NotHereError, WindowsPython, say, windows_path
+
+ROOT = Path(__file__).parents[2]
+CANNOT_RUN = 77
+QUESTION = "Can you introduce yourself?"
+
+# What behaves otherwise on Windows: files, paths, processes, pipes, consoles, counters.
+TESTS = (
+    *("test_windows_files", "test_windows_terminal", "test_windows_layouts", "test_on_windows"),
+    *("test_cache", "test_cli", "test_engine_process", "test_hardware_windows", "test_monitor_windows"),
+)
+
+# Tests that fail for what Wine 8 lacks, and would say nothing of Windows.
+WINE_LACKS: dict[str, str] = {}
+
+
+def main() -> int:
+    """Run all of it; 0 if nothing failed."""
+    parser = argparse.ArgumentParser(prog="python tools/windows_check", description=__doc__.split("\n")[0])
+    parser.add_argument("--tests", nargs="*", default=TESTS, metavar="NAME", help="files of tests, or all")
+    parser.add_argument("--limit", type=float, default=300, metavar="SECONDS", help="of each file of tests")
+    parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "aipc-windows-python")
+    args = parser.parse_args()
+    names = list(args.tests)
+    if names == ["all"]:
+        names = sorted(path.stem for path in ROOT.glob("tests/test_*.py"))
+    failed = 0
+    with tempfile.TemporaryDirectory(prefix="aipc-windows-") as scratch:
+        try:
+            python = WindowsPython(args.cache, source=ROOT / "src", models=Path(scratch) / "models")
+        except NotHereError as exc:
+            say(f"not checked on Windows: {exc}")
+            return CANNOT_RUN
+        for what, words in chain(_demo(python, Path(scratch)), _tests(python, names, args.limit)):
+            wrong = words.startswith("!")
+            print(f"{'FAILED' if wrong else 'passed'}  {what}: {words.removeprefix('!')}", flush=True)
+            failed += wrong
+    return 1 if failed else 0
+
+
+def _demo(python: WindowsPython, scratch: Path) -> Iterator[tuple[str, str]]:
+    """The demo model from conversion to answer: what was done, and what came of it."""
+    theirs, ours = scratch / "windows", scratch / "linux"
+    for word in ("openvino", "onnx"):
+        convert = ["convert", "demo", "--to", word]
+        wrong = _aipc(python, [*convert, windows_path(theirs / word)])
+        _aipc_here([*convert, str(ours / word)])
+        yield f"aipc convert demo --to {word}", wrong or _difference(theirs / word, ours / word)
+        expected = _aipc_here(["run", str(ours / word), QUESTION]).strip()
+        wrong = _aipc(python, ["run", windows_path(theirs / word), QUESTION], expected)
+        yield f"aipc run, {word}", wrong or "answers as on Linux"
+    yield "aipc devices", _aipc(python, ["devices"], "CPU ") or "the CPU"
+
+
+def _aipc_here(words: Sequence[str]) -> str:
+    command = [sys.executable, "-m", "aipc", *words]
+    return subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout
+
+
+def _aipc(python: WindowsPython, words: Sequence[str], expected: str = "") -> str:
+    """Run aipc there; "!" and what is wrong, or nothing if it did and its answer holds what was expected."""
+    done = python.run(["-m", "aipc", *words], 180)
+    if done.code != 0:
+        ending = "took too long" if done.code is None else f"ended with {done.code}"
+        return f"!{ending}: {done.stderr[-1500:].strip()}"
+    return "" if expected in done.stdout else f"!answered {done.stdout!r}, and not {expected!r}"
+
+
+def _difference(theirs: Path, ours: Path) -> str:
+    names = {path.name for folder in (theirs, ours) for path in folder.iterdir()}
+    other = [name for name in sorted(names) if not _same(theirs / name, ours / name)]
+    if other:
+        return f"!differ from those of Linux: {', '.join(other)}"
+    return f"{len(names)} files, as on Linux"
+
+
+def _same(one: Path, other: Path) -> bool:
+    if not (one.is_file() and other.is_file()):
+        return False
+    if one.suffix == ".xml":
+        # OpenVINO lists the edges of a graph in any order, and ends lines as the system does.
+        return sorted(one.read_text("utf-8").splitlines()) == sorted(other.read_text("utf-8").splitlines())
+    if one.name == "aipc.json":
+        # It has the time, and the hashes of those descriptions.
+        varying = re.compile(r'"(created|sha256|bytes)": .*')
+        return len({varying.sub("", path.read_text("utf-8")) for path in (one, other)}) == 1
+    return one.read_bytes() == other.read_bytes()
+
+
+def _tests(python: WindowsPython, names: Sequence[str], limit_s: float) -> Iterator[tuple[str, str]]:
+    """The tests, a process for each file."""
+    options = ["-q", "-p", "no:cacheprovider", f"-c{windows_path(ROOT / 'pyproject.toml')}"]
+    for name in names:
+        skipped = [f"--deselect=tests/{test}" for test in WINE_LACKS if test.startswith(f"{name}.py")]
+        file = windows_path(ROOT / "tests" / f"{name}.py")
+        done = python.run(["-X", "faulthandler", "-m", "pytest", *options, *skipped, file], limit_s)
+        last = (done.stdout.strip().splitlines() or ["nothing said"])[-1]
+        # 5: every test of the file is for other systems.
+        passed = done.code in {0, 5}
+        yield f"tests/{name}.py", last if passed else f"!{last}\n{(done.stdout + done.stderr)[-6000:]}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
