@@ -84,11 +84,12 @@ def test_adapters_are_listed_or_there_are_none() -> None:
 def test_counters_are_read_by_instance() -> None:
     import ctypes
 
+    from aipc.monitor.counters import CounterError
     from aipc.monitor.pdh import PdhQuery
 
     query = PdhQuery(ctypes.WinDLL("pdh"))
     path = r"\Processor(*)\% Interrupt Time"
-    with pytest.raises(Exception, match="second sample"):
+    with pytest.raises(CounterError, match="second sample"):
         query.values(path)
     query.collect()
     assert "_Total" in query.values(path)

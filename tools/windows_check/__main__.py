@@ -33,8 +33,17 @@ TESTS = (
     *("test_cache", "test_cli", "test_engine_process", "test_hardware_windows", "test_monitor_windows"),
 )
 
-# Tests that fail for what Wine 8 lacks, and would say nothing of Windows.
-WINE_LACKS: dict[str, str] = {}
+# Tests that fail for what Wine 8 lacks, by the beginnings of their names; they would say nothing of Windows.
+WINE_LACKS = (
+    # It says that it has made a symbolic link, and makes none: huggingface_hub believes it.
+    "test_hub.py::test_what_another_program_has_downloaded_is_used_without_a_request",
+    # It renames a folder although a file in it is open.
+    "test_on_windows.py::test_what_is_open_is_replaced_as_soon_as_it_is_let_go[folder",
+    # Its counters have no instances.
+    "test_on_windows.py::test_counters_are_read_by_instance",
+    # It sends no Ctrl+Break to a group of processes.
+    "test_on_windows.py::test_ctrl_break_ends_an_answer_and_leaves_nothing",
+)
 
 
 def main() -> int:

@@ -37,7 +37,7 @@ PACKAGES = HERE / "windows-packages.txt"
 _SOURCES = (HERE / "python.c", HERE / "bcryptprimitives.c")
 _VERSION = (3, 11)
 
-# Of panda3d's wheel the interpreter and its modules are taken. Microsoft's runtime in it is older than others need.
+# Of panda3d's wheel: the interpreter and its modules. Microsoft's runtime in it is older than others need.
 _INTERPRETER = re.compile(r"deploy_libs/(?!api-ms-|vcruntime)(?P<name>[^/]+\.(dll|pyd))", re.IGNORECASE)
 _RUNTIME = re.compile(r"msvc_runtime-[^/]*/data/Scripts/(?P<name>[^/]+\.dll)")
 _NO_PACKAGES = ("panda3d", "msvc_runtime")

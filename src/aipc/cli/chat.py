@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 from aipc.cli import console
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 COMMANDS = {
     "/help": "show this",
     "/reset": "forget the conversation, keep the instructions of --system",
-    "/exit": "leave, as Ctrl+D does",
+    "/exit": f"leave, as {'Ctrl+Z and Enter do' if sys.platform == 'win32' else 'Ctrl+D does'}",
 }
 KEYS = "Ctrl+C stops an answer; at an empty prompt, twice, it leaves."
 
