@@ -19,7 +19,6 @@ from aipc.errors import RuntimeFailedError, StorageError, UsageError
 from aipc.monitor import Monitor, Sample, read_recording
 from aipc.types import Chunk, Stats
 
-
 # What psutil's kill() makes of a process's exit code.
 KILLED = 15 if sys.platform == "win32" else -9
 
@@ -124,7 +123,7 @@ def test_what_was_recorded_is_what_was_seen(tmp_path: Path) -> None:
 
 
 def test_a_recording_that_cannot_be_written_starts_nothing(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="Is a directory|Permission denied"), Monitor(record=tmp_path):
+    with pytest.raises(StorageError, match=r"Is a directory|Permission denied"), Monitor(record=tmp_path):
         pass
     assert not psutil.Process().children()
 

@@ -82,7 +82,7 @@ class Wine:
                 self._make_prefix()
 
     def start(
-        self, program: Path, arguments: Sequence[str], err: IO[bytes], environment: Mapping[str, str]
+        self, program: Path, arguments: Sequence[str], err: IO[bytes] | int, environment: Mapping[str, str]
     ) -> subprocess.Popen[bytes]:
         """Start a program that is talked to over pipes; whoever starts it ends it by `kill`."""
         return subprocess.Popen(

@@ -27,6 +27,7 @@ from windows import (  # noqa: E402 - beside this folder
     NotHereError,
     Wine,
     download,
+    kill,
     locked,
     require_debian_packages,
     say,
@@ -74,10 +75,16 @@ class WindowsPython:
 
     def run(self, words: Sequence[str], limit_s: float) -> Finished:
         """Run python.exe with these words, or end it after `limit_s`."""
-        done = self._wine.run(self._program, words, limit_s)
-        if done.code is None:
+        # Over pipes: of a file of Linux, Wine does not tell what Python wants to know of its streams.
+        process = self._wine.start(self._program, words, subprocess.PIPE, {})
+        try:
+            out, err = process.communicate(timeout=limit_s)
+        except subprocess.TimeoutExpired:
+            kill(process)
             self._wine.end_all()
-        return done
+            out, err = process.communicate(timeout=60)
+            return Finished(None, *(stream.decode("utf-8", "replace") for stream in (out, err)))
+        return Finished(process.returncode, *(stream.decode("utf-8", "replace") for stream in (out, err)))
 
 
 def _made(cache: Path) -> Path:
