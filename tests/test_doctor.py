@@ -187,11 +187,13 @@ def test_a_cache_that_is_a_file_fails(own_cache: Path) -> None:
 
 
 Usage = namedtuple("Usage", "free")
-Memory = namedtuple("Memory", "available")
+Memory = namedtuple("Memory", "available total")
 
 
 def with_room(monkeypatch: pytest.MonkeyPatch, memory_gb: float, disk_gb: float) -> None:
-    monkeypatch.setattr(model.psutil, "virtual_memory", lambda: Memory(int(memory_gb * 1e9)))
+    monkeypatch.setattr(
+        model.psutil, "virtual_memory", lambda: Memory(int(memory_gb * 1e9), int(memory_gb * 2e9))
+    )
     monkeypatch.setattr(model.shutil, "disk_usage", lambda path: Usage(int(disk_gb * 1e9)))
 
 

@@ -99,12 +99,21 @@ def _made(cache: Path) -> Path:
                 library = Path(sysconfig.get_path("stdlib"))
                 skipped = shutil.ignore_patterns(*_NOT_OF_THE_LIBRARY, "__pycache__")
                 shutil.copytree(library, made / "Lib", ignore=skipped)
+                _fit(made / "Lib")
                 download(PACKAGES, Path(partial))
                 for wheel in sorted(Path(partial).glob("*.whl")):
                     _unpack(wheel, made)
                 _build(made)
                 made.rename(folder)
     return folder
+
+
+def _fit(library: Path) -> None:
+    """Make the library of an older 3.11 fit the interpreter, which is 3.11.9 and calls a class method."""
+    path = library / "importlib" / "metadata" / "__init__.py"
+    text, method = path.read_text(encoding="utf-8"), "    def invalidate_caches(cls):"
+    if f"@classmethod\n{method}" not in text:
+        path.write_text(text.replace(method, f"    @classmethod\n{method}"), encoding="utf-8")
 
 
 def _unpack(wheel: Path, folder: Path) -> None:
