@@ -64,7 +64,10 @@ def test_it_opens_no_connection(environment: dict[str, str], tmp_path: Path) -> 
             assert served.ask(client, max_tokens=4)
     events = watched.seen("socket.")
     assert any(line.startswith("socket.bind") for line in events), "the watch saw the server listen"
-    assert [line for line in events if line.startswith(("socket.connect", "socket.sendto"))] == []
+    # On Windows asyncio wakes itself up over a pair of sockets, which it makes by connecting to itself.
+    itself = "127.0.0.1" if sys.platform == "win32" else "nowhere"
+    sent = [line for line in events if line.startswith(("socket.connect", "socket.sendto"))]
+    assert [line for line in sent if itself not in line] == []
     # It asks the resolver for nothing but the address to listen on, which is a number.
     asked = [line for line in events if line.startswith(("socket.getaddrinfo", "socket.gethostby"))]
     assert all("127.0.0.1" in line for line in asked)
