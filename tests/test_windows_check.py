@@ -20,6 +20,7 @@ sys.path.insert(0, str(TOOL))
 
 if os.name != "nt":
     import windows_python
+
     from windows import NotHereError
 
 
