@@ -364,6 +364,16 @@ def test_a_chart_is_drawn_and_holds_no_words_of_others_as_markup(tmp_path: Path,
     assert all(float(bar.get("width", "0")) <= 300 for bar in bars)
 
 
+@pytest.mark.parametrize("suffix", [".svg", ".html"])
+def test_a_chart_names_a_folder_and_not_where_it_lies(tmp_path: Path, suffix: str) -> None:
+    for model, title in {str(tmp_path / "secret" / "phi3-int4"): "phi3-int4", "a/b": "a/b"}.items():
+        path = tmp_path / f"latency{suffix}"
+        chart.write(replace(hostile_record(), model=model), path)
+        content = path.read_text(encoding="utf-8")
+        assert f"{title}: latency by device" in content
+        assert "secret" not in content
+
+
 def test_a_chart_that_cannot_be_drawn_is_refused_first(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

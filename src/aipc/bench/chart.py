@@ -93,7 +93,7 @@ def svg(record: Record) -> str:
             top += _ROW
     height = top + 12
     head = [
-        _text(_MARGIN, 40, f"{record.model}: latency by device, runtime and weights", "title"),
+        _text(_MARGIN, 40, f"{_title(record.model)}: latency by device, runtime and weights", "title"),
         _text(_MARGIN, 62, report.conditions(record), "quiet"),
         _text(_column(0), 92, "Time per output token, ms", "head"),
         _text(_column(1), 92, "Time to first token, ms", "head"),
@@ -102,7 +102,7 @@ def svg(record: Record) -> str:
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{height}" '
         f'viewBox="0 0 {_WIDTH} {height}" role="img">'
-        f"<title>{escape(record.model)}: latency</title><style>{_STYLE}</style>"
+        f"<title>{escape(_title(record.model))}: latency</title><style>{_STYLE}</style>"
         f'<rect class="page" width="{_WIDTH}" height="{height}"/>{"".join([*head, *parts])}</svg>\n'
     )
 
@@ -115,7 +115,7 @@ def html(record: Record) -> str:
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width">'
-        f"<title>{escape(record.model)}: latency</title><style>"
+        f"<title>{escape(_title(record.model))}: latency</title><style>"
         ":root { color-scheme: light dark } body { font: 14px/1.5 system-ui, sans-serif; max-width: 1300px; "
         "margin: 24px auto; padding: 0 16px } svg { max-width: 100%; height: auto } table { border-collapse: "
         "collapse } td, th { padding: 3px 10px; text-align: right; white-space: nowrap } td:nth-child(-n+3), "
@@ -160,6 +160,12 @@ def _block(length: int, rows: Sequence[_Row], top: int) -> Iterator[str]:
                     f'height="{_BAR}" rx="3"/>'
                 )
                 yield _text(_column(column) + round(width) + 8, y + 13, report.milliseconds(value), best)
+
+
+def _title(model: str) -> str:
+    """A hub id or an alias as it stands, a folder by its name: a picture is shown to others."""
+    path = Path(model)
+    return path.name if path.is_absolute() or len(path.parts) > 2 else model
 
 
 def _column(number: int) -> int:
