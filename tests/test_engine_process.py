@@ -133,6 +133,18 @@ def test_after_a_death_the_next_request_has_a_fresh_process(worker: Worker) -> N
     assert first._process.returncode == 3
 
 
+def test_a_stream_that_hears_late_of_a_death_hears_why(worker: Worker) -> None:
+    """Another one has found the process dead before it, and has begun anew."""
+    early, late = worker.stream([COUNT], Sampling()), worker.stream([COUNT], Sampling())
+    assert next(early) == next(late) == 1
+    psutil.Process(worker.pid).kill()
+    with pytest.raises(EngineLostError, match="the runtime's process"):
+        list(early)
+    assert list(worker.stream([7], Sampling())) == [7]
+    with pytest.raises(EngineLostError, match="the runtime's process"):
+        list(late)
+
+
 def test_a_killed_process_says_so(worker: Worker) -> None:
     stream = worker.stream([COUNT], Sampling())
     next(stream)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import socket
 import sys
@@ -14,6 +15,7 @@ import pytest
 
 from aipc.cli import main
 from aipc.errors import UsageError
+from aipc.serve.server import listen
 from aipc.serve.times import parse_seconds
 from served_program import QUESTION, environment_with, program
 from test_no_network import Watched
@@ -121,3 +123,25 @@ def test_times_for_people() -> None:
     for word in ("", "m", "5d", "inf", "nan", "1e9", "9" * 400):
         with pytest.raises(UsageError, match="which is no time"):
             parse_seconds(word, "x")
+
+
+def test_small_pieces_are_sent_at_once() -> None:
+    """Else the system waits for the client's delayed acknowledgement before it sends the second."""
+
+    async def accepted() -> int:
+        found: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        def look(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            connection = writer.get_extra_info("socket")
+            found.set_result(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            writer.close()
+
+        with listen("127.0.0.1", 0) as listening:
+            server = await asyncio.start_server(look, sock=listening)
+            async with server:
+                _, writer = await asyncio.open_connection(*listening.getsockname())
+                value = await found
+                writer.close()
+        return value
+
+    assert asyncio.run(accepted())

@@ -60,6 +60,8 @@ class EngineProcess:
     def __init__(self, module: str, options: Mapping[str, object], *, silence_s: float = SILENCE_S) -> None:
         self._silence_s = silence_s
         self._hung = False
+        self._telling = threading.Lock()
+        self._last_words: list[str] | None = None
         # Of the requests without an answer yet: how many tokens are to be read.
         self._reading: dict[int, int] = {}
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process writes to it
@@ -152,7 +154,17 @@ class EngineProcess:
 
     def close(self) -> None:
         """End the process; every running stream ends with RuntimeFailedError."""
-        self._end()
+        with self._telling:
+            self._end()
+
+    def bury(self) -> None:
+        """Let go of a process that has died or hangs; its streams still learn what became of it."""
+        if not self._hung:
+            self._process.wait()
+        with self._telling:
+            if self._end.alive and not self._hung:
+                self._keep_last_words()
+            self._end()
 
     def _send(self, message: Mapping[str, object]) -> None:
         line = json.dumps(message, separators=(",", ":")).encode() + b"\n"
@@ -197,16 +209,18 @@ class EngineProcess:
 
     def _failed(self) -> RuntimeFailedError:
         """Why nothing more comes out of the process."""
-        if not self._end.alive:
-            return RuntimeFailedError("the model was closed")
         if self._hung:
             return EngineLostError(
                 "the runtime's process gave no sign of life and was ended",
                 hint="ask again, which starts it anew; if it happens again, the device's driver may hang",
             )
-        self._process.wait()
-        self._log.seek(0)
-        words = self._log.read().decode("utf-8", "replace").strip().splitlines()
+        if self._end.alive:
+            self._process.wait()
+        with self._telling:
+            # Another stream may have found it dead before, and begun anew.
+            if self._last_words is None and not self._end.alive:
+                return RuntimeFailedError("the model was closed")
+            words = self._keep_last_words()
         failure = EngineLostError(
             f"the runtime's process {_ending(self._process.returncode)}"
             + (f": {words[-1][:300]}" if words else ""),
@@ -214,6 +228,13 @@ class EngineProcess:
         )
         failure.add_note("\n".join(words[-40:]))
         return failure
+
+    def _keep_last_words(self) -> list[str]:
+        """What the process has printed; read once, before the file is closed."""
+        if self._last_words is None:
+            self._log.seek(0)
+            self._last_words = self._log.read().decode("utf-8", "replace").strip().splitlines()
+        return self._last_words
 
 
 class Worker:
@@ -258,7 +279,7 @@ class Worker:
     def _living(self) -> EngineProcess:
         with self._lock:
             if not self._closed and not self._process.alive:
-                self._process.close()
+                self._process.bury()
                 self._process = self._start()
                 if self._closed:
                     # close() was called while it was loaded, and closed the one before.

@@ -74,7 +74,10 @@ def listen(host: str, port: int) -> socket.socket:
         raise UsageError(f"there is no port {port}; possible are 0, for a free one, to {2**16 - 1}")
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=1024)
+        listening = socket.create_server((host, port), family=family, backlog=1024)
+        # asyncio sends small pieces at once on sockets that say they are TCP's. create_server's do not, and
+        # the system would then hold each second piece back for the 40 ms of a delayed acknowledgement.
+        return socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP, fileno=listening.detach())
     except (OSError, UnicodeError) as exc:
         reason = getattr(exc, "strerror", None) or exc
         raise UsageError(
