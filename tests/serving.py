@@ -75,6 +75,13 @@ class ScriptedSession:
         self.closed = False
         self.cached: int | None = None
 
+    def begin(self, play: Play) -> None:
+        """Play another script, and forget what was asked."""
+        self.play = play
+        self.prompts.clear()
+        self.samplings.clear()
+        self.ended = 0
+
     def generate(self, prompt: Sequence[int], sampling: Sampling) -> TokenStream:
         cancelled = threading.Event()
         self.prompts.append(list(prompt))

@@ -14,6 +14,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from tool_program import run_tool
+
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="the check runs Windows programs on Linux")
 
 TOOL = Path(__file__).parents[1] / "tools" / "dml_check"
@@ -309,17 +311,6 @@ def test_a_download_that_fails_is_a_sentence(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def run_tool(*words: str, path: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(TOOL), *words],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        env={"PATH": str(path), "HOME": str(path)},
-    )
-
-
 def test_without_wine_and_without_apt_the_packages_are_named(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -331,7 +322,7 @@ def test_without_wine_and_without_apt_the_packages_are_named(
 
 def test_a_machine_without_the_packages_gets_a_sentence_and_a_code_of_its_own(tmp_path: Path) -> None:
     # There is no apt-get on this path either.
-    done = run_tool("--demo", path=tmp_path)
+    done = run_tool(TOOL, "--demo", path=tmp_path)
     assert done.returncode == 77
     assert "not checked with DirectML" in done.stderr
     assert "sudo apt-get install --no-install-recommends wine64" in done.stderr
@@ -349,7 +340,7 @@ def test_a_machine_without_the_packages_gets_a_sentence_and_a_code_of_its_own(tm
 def test_wrong_words_are_refused_before_anything_is_set_up(
     tmp_path: Path, words: tuple[str, ...], says: str
 ) -> None:
-    done = run_tool(*words, path=tmp_path)
+    done = run_tool(TOOL, *words, path=tmp_path)
     assert done.returncode == 2
     assert says in done.stderr
     assert list(tmp_path.iterdir()) == []

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import aipc
+from tool_program import run_tool
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="the check runs Windows programs on Linux")
 
@@ -160,20 +161,9 @@ def test_a_wheel_that_is_not_the_pinned_one_is_no_reason_to_go_on_without(
     assert not list(tmp_path.glob("packages-*"))
 
 
-def run_tool(*words: str, path: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(TOOL), *words],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        env={"PATH": str(path), "HOME": str(path)},
-    )
-
-
 @pytest.mark.skipif(Path("/usr/lib/wine/wine64").exists(), reason="Wine is here")
 def test_a_machine_without_wine_gets_a_sentence_and_a_code_of_its_own(tmp_path: Path) -> None:
-    done = run_tool("--demo", path=tmp_path)
+    done = run_tool(TOOL, "--demo", path=tmp_path)
     assert done.returncode == 77
     assert "sudo apt-get install --no-install-recommends wine64" in done.stderr
     assert done.stdout == ""
@@ -189,7 +179,7 @@ def test_without_wine_and_without_apt_the_packages_are_named(
 
 
 def test_a_folder_that_is_none_is_refused_before_anything_is_set_up(tmp_path: Path) -> None:
-    done = run_tool(str(tmp_path / "missing"), path=tmp_path)
+    done = run_tool(TOOL, str(tmp_path / "missing"), path=tmp_path)
     assert done.returncode == 2
     assert "holds no openvino_model.xml" in done.stderr
     assert list(tmp_path.iterdir()) == []

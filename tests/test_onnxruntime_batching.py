@@ -78,9 +78,8 @@ def expected(model: RandomModel, request: Request) -> list[int]:
     return list(model.reference.generate(request.prompt, request.sampling))
 
 
-def test_streams_that_come_and_go_are_those_alone(model: RandomModel, engine: BatchEngine) -> None:
-    """Rows change places and grow, and more streams ask than there are rows."""
-    lengths = [(3, 40), (300, 9), (64, 128), (1, 70), (150, 25), (20, 5), (500, 12), (7, 33), (90, 60)]
+def come_and_go(model: RandomModel, engine: BatchEngine, lengths: list[tuple[int, int]]) -> None:
+    """Twice as many streams as `lengths` of prompt and answer: five at first, others when some have ended."""
     requests = [
         Request(number, ids(prompt, seed=number), Sampling(max_new_tokens=new))
         for number, (prompt, new) in enumerate(lengths * 2, start=1)
@@ -97,6 +96,12 @@ def test_streams_that_come_and_go_are_those_alone(model: RandomModel, engine: Ba
     script.run(engine)
     assert not script.errors
     assert script.ids == {request.number: expected(model, request) for request in requests}
+
+
+def test_streams_that_come_and_go_are_those_alone(model: RandomModel, engine: BatchEngine) -> None:
+    """Rows change places and grow, and more streams ask than there are rows."""
+    lengths = [(3, 40), (300, 9), (64, 128), (1, 70), (150, 25), (20, 5), (500, 12), (7, 33), (90, 60)]
+    come_and_go(model, engine, lengths)
 
 
 def test_a_newcomer_waits_for_a_step_and_others_for_a_chunk(
@@ -270,22 +275,7 @@ def test_longropes_streams_on_both_sides_come_and_go(longrope: RandomModel, long
     engine = load(longrope_folder, border=BORDER)
     assert isinstance(engine, BatchEngine)
     lengths = [(3, 40), (300, 9), (60, 30), (1, 64), (1, 65), (20, 5), (64, 1), (65, 1), (33, 70), (150, 25)]
-    requests = [
-        Request(number, ids(prompt, seed=number), Sampling(max_new_tokens=new))
-        for number, (prompt, new) in enumerate(lengths * 2, start=1)
-    ]
-    assert len(requests) > 2 * MAX_ROWS
-    script = Script(*requests[:5])
-    late = requests[5:]
-
-    def come_later(number: int, count: int, end: bool) -> None:
-        if late and (end or count == 20):
-            script.queue.append(late.pop())
-
-    script.react = come_later
-    script.run(engine)
-    assert not script.errors
-    assert script.ids == {request.number: expected(longrope, request) for request in requests}
+    come_and_go(longrope, engine, lengths)
 
 
 def test_longropes_chat_computes_what_is_new_and_all_anew_at_the_border(

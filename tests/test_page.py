@@ -66,12 +66,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 @pytest.fixture
 def served(server: Served) -> Served:
     """The server, whose model says ANSWER and has not been asked anything."""
-    session = server.session
-    session.play = server.saying(ANSWER)
+    server.session.begin(server.saying(ANSWER))
     server.places.plan = Plan((CPU,), named=False)
-    session.prompts.clear()
-    session.samplings.clear()
-    session.ended = 0
     return server
 
 

@@ -33,11 +33,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 @pytest.fixture
 def served(server: Served) -> Served:
     """The server, whose model says ANSWER and has not been asked anything."""
-    session = server.session
-    session.play = server.saying(ANSWER)
-    session.prompts.clear()
-    session.samplings.clear()
-    session.ended = 0
+    server.session.begin(server.saying(ANSWER))
     return server
 
 
@@ -423,9 +419,7 @@ def caller(served: Served) -> Served:
     """The server, its second model loaded: it knows functions, and says ANSWER."""
     ask(served, model="tools", max_tokens=1)
     session = served.sessions["tools"]
-    session.play = served.saying(ANSWER, served.tools_text)
-    session.prompts.clear()
-    session.samplings.clear()
+    session.begin(served.saying(ANSWER, served.tools_text))
     return served
 
 

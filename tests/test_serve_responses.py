@@ -26,10 +26,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 @pytest.fixture
 def served(server: Served) -> Served:
-    session = server.session
-    session.play = server.saying(ANSWER, server.tools_text)
-    session.prompts.clear()
-    session.samplings.clear()
+    server.session.begin(server.saying(ANSWER, server.tools_text))
     return server
 
 
