@@ -107,6 +107,16 @@ def test_a_file_and_an_empty_folder_are_no_models(tmp_path: Path) -> None:
         hub.find(tmp_path)
 
 
+def test_the_bare_name_of_a_folder_without_a_model_is_known(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "phi").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelNotFoundError, match="there is no model 'phi'") as caught:
+        hub.find("phi")
+    assert caught.value.hint == "the folder phi that is here holds no model"
+
+
 @pytest.mark.parametrize(
     ("name", "close"), [("phi3-mini", "phi-3-mini"), ("phi-4mini", "phi-4-mini"), ("dmeo", "demo")]
 )

@@ -105,10 +105,13 @@ def repository_of(name: str) -> str:
         return name
     names = (DEMO, *ALIASES)
     close = difflib.get_close_matches(name.lower(), names, n=1)
+    hint = f"did you mean {close[0]}?" if close else ""
+    if Path(name).is_dir():
+        hint = f"the folder {name} that is here holds no model"
     raise ModelNotFoundError(
         f"there is no model {name!r}; possible are {', '.join(names)}, a hub id such as "
         f"{ALIASES['phi-3-mini']}, and the path of a folder",
-        hint=f"did you mean {close[0]}?" if close else "",
+        hint=hint,
     )
 
 
