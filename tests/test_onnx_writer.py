@@ -23,14 +23,14 @@ from aipc.conversion import openvino_ir
 from aipc.conversion.checkpoint import Checkpoint
 from aipc.conversion.convert import QUANTIZERS, convert_checkpoint, write_weights
 from aipc.conversion.genai_config import CONFIG_FILE, write_genai_config
-from aipc.conversion.onnx_genai import DATA_FILE, FACTORS_MODEL_FILE, MODEL_FILE, OnnxWriter
-from aipc.conversion.onnx_graph import LONG_FACTORS, OPSET
+from aipc.conversion.onnx_genai import DATA_FILE, MODEL_FILE, OnnxWriter
+from aipc.conversion.onnx_graph import OPSET
 from aipc.conversion.onnx_weights import TARGETS, stored_nbytes
 from aipc.conversion.quantize import dequantize, quantize, unpack_nibbles
 from aipc.conversion.recipe import Recipe, make_recipe
 from aipc.errors import SchemeError, UsageError
 from aipc.manifest import Manifest
-from aipc.phi3 import Phi3Config, Role
+from aipc.phi3 import ONNX_FACTORS_MODEL_FILE, ONNX_LONG_FACTORS, Phi3Config, Role
 from aipc.runtimes.reference import ReferenceSession
 from aipc.types import Progress, Sampling
 from checkpoints import GQA, LONGROPE, PARTIAL, TIED, TINY, WINDOW, write_checkpoint
@@ -110,7 +110,7 @@ class Written:
 
         long   which of LongRoPE's factors to take; None leaves it to the graph
         """
-        name = MODEL_FILE if long is None else FACTORS_MODEL_FILE
+        name = MODEL_FILE if long is None else ONNX_FACTORS_MODEL_FILE
         session = ort.InferenceSession(self.folder / name, providers=["CPUExecutionProvider"])
         outputs = [output.name for output in session.get_outputs()]
         config, tokens, logits = self.config, 0, []
@@ -124,7 +124,7 @@ class Written:
             if self.target.needs_positions(config):
                 feed["position_ids"] = positions
             if long is not None:
-                feed[LONG_FACTORS] = np.array([[int(long)]])
+                feed[ONNX_LONG_FACTORS] = np.array([[int(long)]])
             got = dict(zip(outputs, session.run(None, feed), strict=True))
             logits.append(got.pop("logits")[0])
             cache = {name.replace("present", "past_key_values"): value for name, value in got.items()}
@@ -222,7 +222,9 @@ def test_a_caller_chooses_the_long_factors_for_the_whole_of_a_text(
 
 def test_sequences_of_a_batch_have_their_own_factors(tmp_path: Path) -> None:
     written = Written(tmp_path, LONGROPE, RECIPES["fp16"])
-    session = ort.InferenceSession(written.folder / FACTORS_MODEL_FILE, providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(
+        written.folder / ONNX_FACTORS_MODEL_FILE, providers=["CPUExecutionProvider"]
+    )
     short = LONG_TEXT[:40]
     mask = np.array([[1] * 100, [1] * 40 + [0] * 60, [1] * 40 + [0] * 60])
     empty = np.zeros((3, written.config.kv_heads, 0, written.config.head_size), np.float32)
@@ -230,7 +232,7 @@ def test_sequences_of_a_batch_have_their_own_factors(tmp_path: Path) -> None:
         "input_ids": np.array([LONG_TEXT, short + [0] * 60, short + [0] * 60]),
         "attention_mask": mask,
         "position_ids": np.maximum(np.cumsum(mask, axis=1) - 1, 0),
-        LONG_FACTORS: np.array([[0], [0], [1]]),
+        ONNX_LONG_FACTORS: np.array([[0], [0], [1]]),
     }
     feed |= {i.name: empty for i in session.get_inputs() if i.name.startswith("past_key_values.")}
     got = session.run(["logits"], feed)[0]
@@ -245,10 +247,10 @@ def test_both_graphs_of_a_folder_read_the_same_data(tmp_path: Path) -> None:
     written = Written(tmp_path, LONGROPE, RECIPES["int4_sym_g32"])
     chooses, asks = (
         onnx.load(written.folder / name, load_external_data=False).graph
-        for name in (MODEL_FILE, FACTORS_MODEL_FILE)
+        for name in (MODEL_FILE, ONNX_FACTORS_MODEL_FILE)
     )
     assert list(chooses.initializer) == list(asks.initializer)
-    assert {item.name for item in asks.input} - {item.name for item in chooses.input} == {LONG_FACTORS}
+    assert {item.name for item in asks.input} - {item.name for item in chooses.input} == {ONNX_LONG_FACTORS}
 
 
 # What is in the files

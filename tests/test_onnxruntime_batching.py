@@ -18,13 +18,14 @@ from aipc.conversion.formats import formats_named
 from aipc.conversion.onnx_weights import COS, SIN
 from aipc.conversion.recipe import make_recipe
 from aipc.errors import DeviceError, UsageError
+from aipc.phi3 import ONNX_FACTORS_MODEL_FILE
 from aipc.runtimes import onnxruntime_batching, onnxruntime_engine
 from aipc.runtimes.engine import Request
 from aipc.runtimes.memory import available_bytes
 from aipc.runtimes.onnxruntime_batching import MAX_ROWS, BatchEngine
 from aipc.runtimes.onnxruntime_decoder import Decoder
 from aipc.runtimes.onnxruntime_engine import OnnxEngine
-from aipc.runtimes.onnxruntime_options import FACTORS_MODEL_FILE, Options
+from aipc.runtimes.onnxruntime_options import Options
 from aipc.types import Sampling
 from checkpoints import GQA, LONGROPE
 from sessions import CONTEXT, GREEDY, RandomModel, Script, ids
@@ -220,7 +221,7 @@ def longrope_folder(
         return longrope.folder
     folder = tmp_path_factory.mktemp("builder") / "longrope"
     shutil.copytree(longrope.folder, folder)
-    (folder / FACTORS_MODEL_FILE).unlink()
+    (folder / ONNX_FACTORS_MODEL_FILE).unlink()
     choose_by_the_mask(folder / "model.onnx", BORDER)
     return folder
 
@@ -347,7 +348,7 @@ def test_positions_and_two_kinds_of_rotation_untold_go_to_genai(
 ) -> None:
     folder = tmp_path / "untold"
     shutil.copytree(longrope.folder, folder)
-    (folder / FACTORS_MODEL_FILE).unlink()
+    (folder / ONNX_FACTORS_MODEL_FILE).unlink()
     assert isinstance(load(folder, border=BORDER), OnnxEngine)
 
 

@@ -11,11 +11,12 @@ from types import SimpleNamespace
 import pytest
 
 from aipc.errors import CheckpointError, StorageError
+from aipc.phi3 import ONNX_FACTORS_MODEL_FILE
 from aipc.runtimes import onnxruntime_batching, onnxruntime_prepacked
 from aipc.runtimes.engine import Request
 from aipc.runtimes.onnxruntime_batching import BatchEngine
 from aipc.runtimes.onnxruntime_decoder import graph_file
-from aipc.runtimes.onnxruntime_options import FACTORS_MODEL_FILE, Options
+from aipc.runtimes.onnxruntime_options import Options
 from aipc.runtimes.onnxruntime_prepacked import make, prepacked_graph
 from aipc.types import Sampling
 from checkpoints import GQA, LONGROPE
@@ -136,7 +137,7 @@ def test_the_graph_that_is_told_longropes_factors_is_packed_with_the_weights_of_
     tmp_path: Path, copy: Path
 ) -> None:
     model = RandomModel("onnxruntime", tmp_path, LONGROPE, weight_format="int4", group_size=32)
-    border, told = model.config.rope_border, model.folder / FACTORS_MODEL_FILE
+    border, told = model.config.rope_border, model.folder / ONNX_FACTORS_MODEL_FILE
     assert graph_file(model.folder) == told
     request = Request(1, ids(40), Sampling(max_new_tokens=40))
     given = []

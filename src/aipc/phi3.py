@@ -18,6 +18,12 @@ if TYPE_CHECKING:
 
 ARCHITECTURE = "Phi3ForCausalLM"
 
+# In folders for ONNX Runtime, a LongRoPE model again, with the same data, for callers that say which factors
+# to take: by an input more, [rows, 1] int64, 1 where a sequence takes the long ones from its first token on.
+# With 0, and without the input, its length decides.
+ONNX_FACTORS_MODEL_FILE = "model_long_factors.onnx"
+ONNX_LONG_FACTORS = "long_factors"
+
 # A config is untrusted: nothing in it may ask for more than any model of the family could.
 _LIMITS = {
     "hidden_size": 65_536,

@@ -22,7 +22,7 @@ from aipc.conversion.onnx_weights import (
 from aipc.conversion.quantize import Packed
 from aipc.conversion.recipe import Recipe
 from aipc.errors import require
-from aipc.phi3 import Phi3Config, WeightSpec
+from aipc.phi3 import ONNX_FACTORS_MODEL_FILE, Phi3Config, WeightSpec
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
 MODEL_FILE = "model.onnx"
 DATA_FILE = "model.onnx.data"
-# The same model with the same data, for callers that say which of LongRoPE's factors to take.
-FACTORS_MODEL_FILE = "model_long_factors.onnx"
 
 
 class OnnxWriter:
@@ -56,7 +54,9 @@ class OnnxWriter:
             tensor.name: self._blob.reserve(tensor.nbytes) for tensor in (*tensors, *rope.values())
         }
         try:
-            graphs = {MODEL_FILE: False} | ({} if config.rope_border is None else {FACTORS_MODEL_FILE: True})
+            graphs = {MODEL_FILE: False}
+            if config.rope_border is not None:
+                graphs[ONNX_FACTORS_MODEL_FILE] = True
             for name, asks in graphs.items():
                 model = build_model(
                     config, target, self._weights, DATA_FILE, self._offsets, asks_for_factors=asks

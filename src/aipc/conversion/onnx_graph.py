@@ -15,7 +15,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from aipc.conversion.onnx_weights import COS, SIN, StoredTensor, StoredWeight, Target, rope_tensors
-from aipc.phi3 import Phi3Config
+from aipc.phi3 import ONNX_LONG_FACTORS, Phi3Config
 
 # The name of a tensor in the graph.
 Value: TypeAlias = str
@@ -24,10 +24,6 @@ Value: TypeAlias = str
 OPSET = 21
 IR_VERSION = 10
 _CONTRIB = "com.microsoft"
-
-# An input that a graph of a LongRoPE model may have, [batch, 1] int64: 1 where a sequence takes the long
-# factors from its first token on. With 0, and without the input, its length decides.
-LONG_FACTORS = "long_factors"
 
 _ELEMENT_TYPES = {
     "float32": TensorProto.FLOAT,
@@ -49,7 +45,7 @@ def build_model(
 
     data_file          where the tensors lie, beside the model
     offsets            of each stored tensor in it
-    asks_for_factors   whether `LONG_FACTORS` is an input
+    asks_for_factors   whether `ONNX_LONG_FACTORS` is an input
     """
     return _Builder(config, target, weights, data_file, offsets, asks_for_factors).build()
 
@@ -99,7 +95,7 @@ class _Builder:
         if self.positions:
             found += [_info("position_ids", TensorProto.INT64, ["batch", "tokens"])]
         if self.asks_for_factors:
-            found += [_info(LONG_FACTORS, TensorProto.INT64, ["batch", 1])]
+            found += [_info(ONNX_LONG_FACTORS, TensorProto.INT64, ["batch", 1])]
         return found + self.cache("past_key_values", "past")
 
     def outputs(self) -> list[onnx.ValueInfoProto]:
@@ -248,7 +244,7 @@ class _Builder:
         reach = self.node("ReduceSum", ["attention_mask", axis], "rope/length", keepdims=1)
         none = self.constant("rope/none", [0])
         if self.asks_for_factors:
-            is_asked = self.node("Cast", [LONG_FACTORS], "rope/is_asked", to=TensorProto.BOOL)
+            is_asked = self.node("Cast", [ONNX_LONG_FACTORS], "rope/is_asked", to=TensorProto.BOOL)
             asked = self.node("Where", [is_asked, rows, none], "rope/asked")
             reach = self.node("Add", [reach, asked], "rope/reach")
         is_long = self.node("Greater", [reach, rows], "rope/is_long")

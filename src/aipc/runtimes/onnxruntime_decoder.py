@@ -18,10 +18,9 @@ from typing import Any
 import numpy as np
 
 from aipc.errors import UnsupportedModelError
-from aipc.phi3 import read_json_object
+from aipc.phi3 import ONNX_FACTORS_MODEL_FILE, ONNX_LONG_FACTORS, read_json_object
 from aipc.runtimes.onnxruntime_errors import translated
 from aipc.runtimes.onnxruntime_graph import FAILURES, Bound, Graph
-from aipc.runtimes.onnxruntime_options import FACTORS_MODEL_FILE, LONG_FACTORS
 
 _CACHE_TYPES: dict[str, np.dtype[Any]] = {
     "tensor(float)": np.dtype(np.float32),
@@ -137,7 +136,7 @@ class Decoder:
         self.cache = KVCache(_cache_shape(self._graph, decoder))
         self.vocab_size = _vocab_size(self._graph)
         self._border = border
-        self.one_kind_a_step = border is not None and LONG_FACTORS not in self._graph.inputs
+        self.one_kind_a_step = border is not None and ONNX_LONG_FACTORS not in self._graph.inputs
         if self.one_kind_a_step and _POSITIONS in self._graph.inputs:
             raise _unsupported("it takes positions and has two kinds of rotation")
         self._step: Bound | None = None
@@ -197,7 +196,7 @@ class Decoder:
             _IDS: np.ascontiguousarray(ids),
             _MASK: (np.arange(total) < (held + count)[:, None]).astype(np.int64),
             _POSITIONS: held[:, None] + np.arange(count),
-            LONG_FACTORS: far[:, None].astype(np.int64),
+            ONNX_LONG_FACTORS: far[:, None].astype(np.int64),
         }
 
 
@@ -206,7 +205,7 @@ def graph_file(folder: Path) -> Path:
 
     raises   UnsupportedModelError, CheckpointError
     """
-    told = folder / FACTORS_MODEL_FILE
+    told = folder / ONNX_FACTORS_MODEL_FILE
     return told if told.is_file() else folder / str(_decoder_config(folder)["filename"])
 
 
@@ -241,7 +240,7 @@ def _cache_shape(graph: Graph, decoder: Mapping[str, Any]) -> CacheShape:
     words = [f"{layer}.{part}" for layer in range(layers) for part in ("key", "value")]
     caches = [inputs.pop(f"past_key_values.{word}", None) for word in words]
     caches += [outputs.pop(f"present.{word}", None) for word in words]
-    known = {_IDS, _MASK, _POSITIONS, LONG_FACTORS}
+    known = {_IDS, _MASK, _POSITIONS, ONNX_LONG_FACTORS}
     if not {_IDS, _MASK} <= {*inputs} <= known or {*outputs} != {_LOGITS}:
         raise _unsupported("the graph has other inputs or outputs")
     kinds = {None if node is None else node.type for node in caches}

@@ -19,11 +19,11 @@ import numpy as np
 
 from aipc.errors import AipcError, DeviceError, UsageError
 from aipc.longrope import takes_long_factors
-from aipc.phi3 import read_json_object
+from aipc.phi3 import ONNX_FACTORS_MODEL_FILE, ONNX_LONG_FACTORS, read_json_object
 from aipc.runtimes.cores import physical_cores
 from aipc.runtimes.engine import Inbox, Outbox, Request, serve
 from aipc.runtimes.onnxruntime_errors import failed, gist, translated
-from aipc.runtimes.onnxruntime_options import FACTORS_MODEL_FILE, LONG_FACTORS, Options
+from aipc.runtimes.onnxruntime_options import Options
 from aipc.runtimes.sampling import choose, scored
 from aipc.types import MAX_LOGPROBS, Sampling
 
@@ -97,7 +97,7 @@ def _config(options: Options) -> og.Config:
     session = {"intra_op_num_threads": physical_cores()} | dict(options.properties)
     ours: dict[str, Any] = {"session_options": session}
     if takes_factors(options):
-        ours["filename"] = FACTORS_MODEL_FILE
+        ours["filename"] = ONNX_FACTORS_MODEL_FILE
     window = decoder.get("sliding_window")
     if isinstance(window, dict) and "cache_slack" in window:
         # The model builder's cache for a window is full at the first prompt that is longer than the window.
@@ -111,7 +111,7 @@ def _config(options: Options) -> og.Config:
 
 def takes_factors(options: Options) -> bool:
     """Whether the model can be told which of LongRoPE's factors to take."""
-    return options.rope_border is not None and (Path(options.folder) / FACTORS_MODEL_FILE).is_file()
+    return options.rope_border is not None and (Path(options.folder) / ONNX_FACTORS_MODEL_FILE).is_file()
 
 
 def provider_options(folder: Path, name: str) -> dict[str, str]:
@@ -153,7 +153,7 @@ class Factors:
     def apply(self, generator: og.Generator) -> None:
         """Tell a graph that is to be told."""
         if self.border is None:
-            generator.set_model_input(LONG_FACTORS, _CHOICES[self.long])
+            generator.set_model_input(ONNX_LONG_FACTORS, _CHOICES[self.long])
 
 
 class KVCache:

@@ -6,11 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-# The graph of our folders that is told which of LongRoPE's factors to take, and the input that tells it:
-# [rows, 1] int64, 1 for those of long texts.
-FACTORS_MODEL_FILE = "model_long_factors.onnx"
-LONG_FACTORS = "long_factors"
-
 
 @dataclass(frozen=True, slots=True)
 class Options:
