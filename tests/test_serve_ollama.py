@@ -99,7 +99,8 @@ def test_functions(served: Served, client: ollama.Client) -> None:
 
 
 def test_models_are_loaded_listed_and_unloaded(served: Served, client: ollama.Client) -> None:
-    assert httpx.head(served.url).status_code == 200
+    for path in ("", "/api/tags", "/api/version"):
+        assert httpx.head(served.url + path).status_code == 200
     assert [model.model for model in client.list().models] == ["tools", "demo"]
     assert client.generate("demo", keep_alive="1h").done_reason == "load"
     (entry,) = [model for model in client.ps().models if model.model == "demo"]
@@ -123,10 +124,10 @@ def test_models_are_loaded_listed_and_unloaded(served: Served, client: ollama.Cl
     [
         ("chat", {"model": "nothing", "messages": MESSAGES}, 404, "served are tools, demo"),
         ("show", {}, 404, "is not served here"),
-        ("chat", {"model": "tools", "messages": [{"role": "user", "images": ["x"]}]}, 400, "images"),
+        ("chat", {"model": "tools", "messages": [{"role": "user", "images": ["x"]}]}, 400, "no images"),
         ("chat", {"model": "tools", "messages": MESSAGES, "format": "yaml"}, 400, "format: "),
         ("chat", {"model": "tools", "messages": MESSAGES, "keep_alive": "soon"}, 400, "which is no time"),
-        ("generate", {"model": "tools", "prompt": "x", "suffix": "y"}, 400, "suffix"),
+        ("generate", {"model": "tools", "prompt": "x", "suffix": "y"}, 400, "trained to fill a gap"),
         (
             "generate",
             {"model": "tools", "prompt": "x", "raw": True, "system": "y"},
@@ -134,7 +135,10 @@ def test_models_are_loaded_listed_and_unloaded(served: Served, client: ollama.Cl
             "no place for system",
         ),
         ("generate", {"model": "tools", "prompt": "x", "options": {"top_p": 2}}, 400, "options.top_p"),
-        ("nothing", {}, 404, "Not Found"),
+        ("nothing", {}, 404, "there is no POST /api/nothing here"),
+        ("embed", {"model": "tools", "input": "x"}, 404, "no Phi model makes embeddings"),
+        ("pull", {"model": "llama3"}, 404, "by aipc serve MODEL"),
+        ("chat", {"model": "demo", "messages": MESSAGES, "tools": TOOLS}, 400, "does not support tools"),
     ],
 )
 def test_errors_are_a_sentence(served: Served, path: str, body: Any, status: int, words: str) -> None:
@@ -142,6 +146,17 @@ def test_errors_are_a_sentence(served: Served, path: str, body: Any, status: int
     assert response.status_code == status
     assert words in response.json()["error"]
     assert list(response.json()) == ["error"]
+
+
+def test_a_turn_may_have_no_content_and_an_answer_names_nothing_that_it_has_not(served: Served) -> None:
+    call = {"function": {"name": "weather", "arguments": {"place": "Oslo"}}}
+    turns = [*MESSAGES, {"role": "assistant", "content": None, "tool_calls": [call]}]
+    turns += [{"role": "tool", "content": "rain", "tool_name": "weather"}]
+    body = {"model": "tools", "messages": turns, "stream": False, "think": False, "truncate": True}
+    answer = httpx.post(f"{served.url}/api/chat", json=body).json()
+    assert answer["message"] == {"role": "assistant", "content": ANSWER}
+    loaded = httpx.post(f"{served.url}/api/generate", json={"model": "tools"}).json()
+    assert None not in loaded.values()
 
 
 def test_a_stream_that_breaks_off_says_why(served: Served, client: ollama.Client) -> None:

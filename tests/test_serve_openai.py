@@ -235,8 +235,8 @@ def test_text_is_continued_as_it_stands(served: Served) -> None:
     [
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "less than or equal to 20"),
         ({"top_logprobs": 2}, None, "top_logprobs is there without logprobs"),
-        ({"frequency_penalty": 0.5}, "frequency_penalty", "less than or equal to 0"),
-        ({"logit_bias": {"5": 1}}, "logit_bias", "at most 0 items"),
+        ({"frequency_penalty": 0.5}, "frequency_penalty", "repetition_penalty is what there is"),
+        ({"logit_bias": {"5": 1}}, "logit_bias", "cannot be made likelier"),
         ({"temperature": "warm"}, "temperature", "valid number"),
         ({"temperature": -1}, "temperature", "greater than or equal to 0"),
         ({"top_p": 0}, "top_p", "greater than 0"),
@@ -246,11 +246,12 @@ def test_text_is_continued_as_it_stands(served: Served) -> None:
         ({"messages": []}, "messages", "at least 1 item"),
         ({"messages": [{"role": "robot", "content": "x"}]}, "messages", "'system', 'developer'"),
         ({"messages": [{"role": "user"}]}, None, "a user message has no content"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages", "'text'"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages", "no images"),
         ({"messages": [{"role": "user", "content": "\ud800"}]}, None, "half a surrogate"),
         ({"response_format": {"type": "json_schema"}}, None, "no JSON schema"),
         ({"response_format": {"type": "yaml"}}, "response_format", "'text', 'json_object'"),
-        ({"tools": TOOLS}, None, "not trained to call functions"),
+        ({"messages": [{"role": "user", "content": [{"type": "thought"}]}]}, "messages", "'text'"),
+        ({"tools": TOOLS}, None, "does not support tools"),
         ({"tool_choice": "required"}, None, "function that is not offered; offered: none"),
         ({"messages": [*MESSAGES, {"role": "tool", "content": "x"}]}, None, "not trained to call functions"),
     ],
@@ -267,6 +268,41 @@ def test_what_is_not_possible_is_said(
         assert (error["type"], error["param"]) == ("invalid_request_error", param)
         assert words in error["message"]
     assert served.session.prompts == []
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "words"),
+    [
+        ("POST", "/v1/embeddings", "no Phi model makes embeddings"),
+        ("POST", "/chat/completions", "OpenAI's API begins with /v1"),
+        ("POST", "/v1/v1/chat/completions", "no POST /v1/v1/chat/completions here"),
+        ("GET", "/static/nothing.js", "no GET /static/nothing.js here"),
+    ],
+)
+def test_a_wrong_address_is_told_from_a_right_one(served: Served, method: str, path: str, words: str) -> None:
+    response = httpx.request(method, served.url + path)
+    error = response.json()["error"]
+    assert (response.status_code, error["code"]) == (404, "unknown_url")
+    assert words in error["message"]
+
+
+def test_what_editors_send_besides_has_no_effect(served: Served) -> None:
+    besides = {
+        "store": False,
+        "metadata": {"a": "b"},
+        "reasoning_effort": "low",
+        "parallel_tool_calls": True,
+        "service_tier": "auto",
+        "prediction": None,
+        "frequency_penalty": 0,
+        "presence_penalty": 0.0,
+        "logit_bias": {},
+        "stream_options": None,
+        "cache_prompt": True,
+    }
+    content = json.dumps({"model": "scripted", "messages": MESSAGES} | besides)
+    response = httpx.post(f"{served.url}/v1/chat/completions", content=content)
+    assert response.json()["choices"][0]["message"]["content"] == ANSWER
 
 
 def test_a_prompt_that_is_too_long_has_its_own_code(served: Served) -> None:

@@ -68,6 +68,35 @@ def test_a_response_in_events(served: Served) -> None:
     assert events[-1].response.output[0].id == events[2].item.id
 
 
+def test_what_agents_send_besides(served: Served) -> None:
+    """The tools of OpenAI's own servers are not offered, and what another model thought is passed over."""
+    hosted = [
+        {"type": "web_search", "external_web_access": False},
+        {"type": "namespace", "name": "agents", "tools": TOOLS},
+        {"type": "custom", "name": "apply_patch", "format": {"type": "grammar"}},
+    ]
+    thought = {"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": "x"}
+    question = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "Rain?"}]}
+    besides = {
+        "store": False,
+        "reasoning": {"summary": "auto"},
+        "include": ["reasoning.encrypted_content"],
+        "extra_body": {"prompt_cache_key": "x", "client_metadata": {"a": "b"}},
+    }
+    response = ask(served, input=[thought, question], tools=[*TOOLS, *hosted], **besides)
+    assert response.output_text == ANSWER
+    (prompt,) = served.session.prompts
+    described = Message("system", "You are a helpful assistant with some tools.", json.dumps([FUNCTION]))
+    assert prompt == served.tools_text.encode_chat([described, Message("user", "Rain?")])
+    for wrong in ({"type": "function"}, {"name": "f"}):
+        with pytest.raises(openai.BadRequestError, match=r"tools\.0"):
+            ask(served, tools=[wrong])
+    with pytest.raises(openai.BadRequestError, match="not offered; offered: none"):
+        ask(served, tools=hosted, tool_choice="required")
+    with pytest.raises(openai.BadRequestError, match="no images"):
+        ask(served, input=[{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}])
+
+
 def test_how_likely_the_tokens_of_a_response_were(served: Served) -> None:
     def play(prompt: list[int], sampling: Sampling) -> Iterator[int]:
         for token in [*served.tools_text.encode(ANSWER), min(served.tools_text.stop_ids)]:

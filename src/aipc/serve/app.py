@@ -27,6 +27,7 @@ from aipc.serve.failures import (
     OllamaFailureBody,
     body_of,
     headers_of,
+    not_here,
     status_of,
     wrong_field,
 )
@@ -172,12 +173,14 @@ async def create_response(body: ResponsesRequest, request: Request) -> Response:
     )
 
 
+@ollama_api.head("/version", include_in_schema=False)
 @ollama_api.get("/version", responses=_OLLAMA_FAILURES)
 async def version() -> Version:
     """The release of Ollama whose API this is."""
     return Version(version=ollama.VERSION)
 
 
+@ollama_api.head("/tags", include_in_schema=False)
 @ollama_api.get("/tags", responses=_OLLAMA_FAILURES)
 async def tags(request: Request) -> Tags:
     """What is served."""
@@ -209,7 +212,7 @@ async def ollama_chat(body: OllamaChatRequest, request: Request) -> Response:
     questions, keep_alive_s = ollama.chat_questions(body), ollama.keep_alive_s(body)
     if not questions:
         unloaded = await loaded(request, body.wish, keep_alive_s)
-        return JSONResponse(ollama.no_chat(body, unloaded=unloaded).model_dump())
+        return JSONResponse(ollama.no_chat(body, unloaded=unloaded).model_dump(exclude_none=True))
     return await answered(
         request,
         body.wish,
@@ -217,6 +220,7 @@ async def ollama_chat(body: OllamaChatRequest, request: Request) -> Response:
         events=ollama.ChatLines(body) if body.stream is not False else None,
         whole=lambda answers: ollama.whole_chat(body, answers),
         keep_alive_s=keep_alive_s,
+        nulls=False,
     )
 
 
@@ -226,7 +230,7 @@ async def generate(body: GenerateRequest, request: Request) -> Response:
     questions, keep_alive_s = ollama.generate_questions(body), ollama.keep_alive_s(body)
     if not questions:
         unloaded = await loaded(request, body.wish, keep_alive_s)
-        return JSONResponse(ollama.no_generation(body, unloaded=unloaded).model_dump())
+        return JSONResponse(ollama.no_generation(body, unloaded=unloaded).model_dump(exclude_none=True))
     return await answered(
         request,
         body.wish,
@@ -234,6 +238,7 @@ async def generate(body: GenerateRequest, request: Request) -> Response:
         events=ollama.GenerateLines(body) if body.stream is not False else None,
         whole=lambda answers: ollama.whole_generation(body, answers),
         keep_alive_s=keep_alive_s,
+        nulls=False,
     )
 
 
@@ -277,9 +282,12 @@ async def _misdescribed(request: Request, exc: Exception) -> Response:
 
 async def _not_routed(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, HTTPException)  # noqa: S101 - it is registered for this kind
-    failure = {"message": exc.detail, "type": "invalid_request_error", "param": None, "code": None}
+    absent = exc.status_code == 404
+    words = not_here(request.method, request.url.path) if absent else exc.detail
+    code = "unknown_url" if absent else None
+    failure = {"message": words, "type": "invalid_request_error", "param": None, "code": code}
     of_ollama = request.url.path.startswith(OLLAMA_PREFIX)
-    return JSONResponse({"error": exc.detail if of_ollama else failure}, exc.status_code, exc.headers)
+    return JSONResponse({"error": words if of_ollama else failure}, exc.status_code, exc.headers)
 
 
 async def _broken(request: Request, exc: Exception) -> Response:

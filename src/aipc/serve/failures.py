@@ -10,6 +10,8 @@ from pydantic import BaseModel
 from aipc.errors import AipcError, ModelNotFoundError, PromptTooLongError, UsageError
 
 OLLAMA_PREFIX = "/api/"
+# What Ollama does with its models.
+_MANAGING = frozenset({"pull", "push", "create", "copy", "delete"})
 
 
 class RefusedError(UsageError):
@@ -95,6 +97,17 @@ def message_of(exc: Exception) -> str:
         # Its words may hold what was asked, and are no use to who reads them.
         return f"the server itself has failed, with {type(exc).__name__}"
     return f"{exc.message}; {exc.hint}" if exc.hint else exc.message
+
+
+def not_here(method: str, path: str) -> str:
+    """What to tell who asks for something that this server does not have."""
+    words = f"there is no {method} {path[:200]} here"
+    last = path.rstrip("/").rpartition("/")[2]
+    if last.startswith("embed"):
+        return f"{words}: no Phi model makes embeddings"
+    if path.startswith(OLLAMA_PREFIX) and last in _MANAGING:
+        return f"{words}: which models are served is said when it is started, by aipc serve MODEL ..."
+    return f"{words}; OpenAI's API begins with /v1, Ollama's with /api, and /openapi.json lists all there is"
 
 
 def wrong_field(errors: Sequence[Any], path: str) -> dict[str, Any]:

@@ -46,12 +46,14 @@ async def answered(
     whole: Callable[[list[Whole]], BaseModel],
     user: str | None = None,
     keep_alive_s: float | None = None,
+    nulls: bool = True,
 ) -> Response:
     """The response to questions.
 
     events   how the answer is written while it comes; None if it is wanted whole
     whole    how it is written then
     user     a client's own name for who asks, for a fair queue
+    nulls    whether a whole answer names what it has not, as OpenAI's do and Ollama's do not
     raises   what makes an answer impossible, before the first byte is sent
     """
     answers = await desk_of(request).ask(
@@ -60,7 +62,7 @@ async def answered(
     try:
         if events is None:
             result = whole(await _unless_gone(request, answers.whole()))
-            return JSONResponse(result.model_dump(mode="json"))
+            return JSONResponse(result.model_dump(mode="json", exclude_none=not nulls))
         # After this wait the status is sent, and an error can only be told within the stream.
         await _unless_gone(request, answers.begin(HEARTBEAT_S))
     except _ClientGoneError:

@@ -34,8 +34,8 @@ from aipc.serve.times import parse_seconds
 from aipc.serve.tools import Call, CallReader, said, with_tools
 from aipc.types import Message, Stats
 
-# The release of Ollama whose API this is; some clients ask for a newer one than the first.
-VERSION = "0.13.0"
+# The release of Ollama whose API this is; codex takes none before 0.13.4, the first with /v1/responses.
+VERSION = "0.13.5"
 _NANOSECONDS = 1e9
 
 
@@ -204,7 +204,7 @@ def running(entry: Entry, known: Known) -> RunningModel:
 
 
 def _message(message: OllamaMessage) -> Message:
-    content = message.content
+    content = message.content or ""
     if message.tool_calls:
         content += said([(call.function.name, call.function.arguments) for call in message.tool_calls])
     return Message(message.role, content)

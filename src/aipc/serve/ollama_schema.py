@@ -6,9 +6,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
-from aipc.serve.openai_schema import AnyObject, Asked, Stop, Tool, Words
+from aipc.serve.openai_schema import TEXT_ONLY, AnyObject, Asked, Stop, Tool, Words, refuses
 
-NoImages = Annotated[list[Any], Field(max_length=0)]
+NoImages = Annotated[list[Any], Field(max_length=0), refuses(TEXT_ONLY)]
+NO_GAPS = "no Phi model was trained to fill a gap"
 KeepAlive = str | float
 
 
@@ -41,7 +42,7 @@ class OllamaMessage(Words):
     """A turn of the conversation."""
 
     role: Literal["system", "user", "assistant", "tool"]
-    content: str = ""
+    content: str | None = None
     images: NoImages | None = None
     tool_calls: list[OllamaCall] | None = None
 
@@ -68,7 +69,7 @@ class GenerateRequest(Asking):
     prompt: str | None = None
     system: str | None = None
     raw: bool | None = None
-    suffix: Annotated[str, Field(max_length=0)] | None = None
+    suffix: Annotated[str, Field(max_length=0), refuses(NO_GAPS)] | None = None
     images: NoImages | None = None
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 from aipc.serve.places import Wish
 from aipc.types import refuse_deep
@@ -19,8 +20,34 @@ TopP = Annotated[float, Field(gt=0, le=1)]
 StopText = Annotated[str, Field(min_length=1, max_length=1000)]
 Stop = StopText | Annotated[list[StopText], Field(max_length=MAX_STOPS)]
 FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
+
+
+def refuses(why: str) -> BeforeValidator:
+    """Says in words that a field must be empty, 0 or absent: what it asks for cannot be done here."""
+
+    def check(value: object) -> object:
+        if value and isinstance(value, (int, float, str, list, dict)):
+            raise PydanticCustomError("refused", "{why}", {"why": why})
+        return value
+
+    return BeforeValidator(check)
+
+
 # Values that say "leave it as it is"; any other would have to change the answer, and does not here.
-Zero = Annotated[float, Field(ge=0, le=0)]
+Zero = Annotated[
+    float, Field(ge=0, le=0), refuses("only 0 is possible; repetition_penalty is what there is instead")
+]
+TEXT_ONLY = "the models read text: no images, sound or files"
+
+
+def _text_alone(kind: object) -> object:
+    if isinstance(kind, str) and any(word in kind for word in ("image", "audio", "file", "video")):
+        raise PydanticCustomError("refused", TEXT_ONLY)
+    return kind
+
+
+# The `type` of a part of a message is checked by this before anything else.
+OF_TEXT = BeforeValidator(_text_alone)
 
 
 def _shallow(value: dict[str, Any]) -> dict[str, Any]:
@@ -29,7 +56,7 @@ def _shallow(value: dict[str, Any]) -> dict[str, Any]:
 
 
 AnyObject = Annotated[dict[str, Any], AfterValidator(_shallow)]
-NoMap = Annotated[dict[str, Any], Field(max_length=0)]
+NoMap = Annotated[dict[str, Any], Field(max_length=0), refuses("tokens cannot be made likelier or less so")]
 
 
 class Words(BaseModel):
@@ -58,7 +85,7 @@ class Asked(Words):
 class TextPart(Words):
     """A part of a message. Images and sound are not among them."""
 
-    type: Literal["text"]
+    type: Annotated[Literal["text"], OF_TEXT]
     text: str
 
 

@@ -13,6 +13,7 @@ from aipc.serve.openai import arguments_of, given, new_id, with_functions
 from aipc.serve.responses_schema import (
     CallItem,
     CallOutput,
+    FunctionTool,
     Incomplete,
     InputMessage,
     InputText,
@@ -20,6 +21,7 @@ from aipc.serve.responses_schema import (
     OutputCall,
     OutputMessage,
     OutputText,
+    Reasoning,
     Response,
     ResponsesRequest,
     ResponsesUsage,
@@ -219,6 +221,8 @@ def _messages(request: ResponsesRequest) -> list[Message]:
         if isinstance(item, CallItem):
             calls.append((item.name, arguments_of(item.arguments)))
             continue
+        if isinstance(item, Reasoning):
+            continue
         if calls:
             messages.append(Message("assistant", said(calls)))
             calls = []
@@ -242,7 +246,8 @@ def _joined(content: str | Sequence[InputText]) -> str:
 def _offered(request: ResponsesRequest) -> list[dict[str, Any]]:
     if request.tool_choice == "none":
         return []
-    return [tool.model_dump(exclude={"type"}, exclude_none=True) for tool in request.tools or ()]
+    functions = (tool for tool in request.tools or () if isinstance(tool, FunctionTool))
+    return [function.model_dump(exclude={"type"}, exclude_none=True) for function in functions]
 
 
 def _reader(request: ResponsesRequest) -> CallReader:

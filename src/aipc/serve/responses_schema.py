@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Discriminator, Field, Tag
 
 from aipc.serve.openai_schema import (
+    OF_TEXT,
     AnyObject,
     Asked,
     Count,
@@ -21,7 +22,7 @@ from aipc.serve.openai_schema import (
 class InputText(Words):
     """A part of a message."""
 
-    type: Literal["input_text", "output_text", "text"]
+    type: Annotated[Literal["input_text", "output_text", "text"], OF_TEXT]
     text: str
 
 
@@ -50,6 +51,12 @@ class CallOutput(Words):
     output: str | list[InputText]
 
 
+class Reasoning(Words):
+    """What another model thought; none here takes it up."""
+
+    type: Literal["reasoning"]
+
+
 class FunctionTool(Words):
     """A function that the model may call."""
 
@@ -57,6 +64,23 @@ class FunctionTool(Words):
     name: FunctionName
     description: str | None = None
     parameters: AnyObject | None = None
+
+
+class HostedTool(Words):
+    """What OpenAI's own servers do for a model, such as `web_search`. The model is not told of it."""
+
+    type: Annotated[str, Field(max_length=64, json_schema_extra={"not": {"const": "function"}})]
+
+
+def _kind_of_tool(tool: object) -> str:
+    kind = tool.get("type") if isinstance(tool, dict) else getattr(tool, "type", None)
+    return "hosted" if isinstance(kind, str) and kind != "function" else "function"
+
+
+AnyTool = Annotated[
+    Annotated[FunctionTool, Tag("function")] | Annotated[HostedTool, Tag("hosted")],
+    Discriminator(_kind_of_tool),
+]
 
 
 class FunctionChoice(Words):
@@ -84,7 +108,7 @@ class TextOptions(Words):
 class ResponsesRequest(Asked):
     """The body of /v1/responses. Nothing is kept: each request carries its whole conversation."""
 
-    input: str | Annotated[list[InputMessage | CallItem | CallOutput], Field(min_length=1)]
+    input: str | Annotated[list[InputMessage | CallItem | CallOutput | Reasoning], Field(min_length=1)]
     instructions: str | None = None
     max_output_tokens: Count | None = None
     temperature: Temperature | None = None
@@ -93,7 +117,7 @@ class ResponsesRequest(Asked):
     include: Annotated[list[str], Field(max_length=16)] | None = None
     stream: bool | None = None
     text: TextOptions | None = None
-    tools: Annotated[list[FunctionTool], Field(max_length=128)] | None = None
+    tools: Annotated[list[AnyTool], Field(max_length=128)] | None = None
     tool_choice: Literal["none", "auto", "required"] | FunctionChoice | None = None
     parallel_tool_calls: bool | None = None
     previous_response_id: None = None

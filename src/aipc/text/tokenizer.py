@@ -109,7 +109,9 @@ class Text:
             raise UsageError("a conversation has at least one message")
         if not self.takes_tools and any(m.tools is not None or m.role == "tool" for m in messages):
             raise UsageError(
-                "this model was not trained to call functions: its chat template has no place for tools",
+                # Editors and agents look for "does not support tools", which are Ollama's words.
+                "this model does not support tools: it was not trained to call functions, and its chat "
+                "template has no place for them",
                 hint="take a model that was, such as phi-4-mini, or leave them out",
             )
         messages = _with_system_kept(template, messages)
