@@ -48,6 +48,31 @@ def test_streams_run_side_by_side_and_one_closed_leaves_the_others(process: Engi
     assert list(process.stream([7], Sampling())) == [7]
 
 
+def test_the_end_of_an_idle_process_is_noticed_and_the_next_request_starts_another() -> None:
+    worker = Worker("engine_for_tests", OPTIONS)
+    ended = threading.Semaphore(0)
+    worker.when_ended(ended.release)
+    try:
+        psutil.Process(worker.pid).kill()
+        assert ended.acquire(timeout=20)
+        assert not worker.alive
+        assert list(worker.stream([7], Sampling())) == [7]
+        assert worker.alive
+        psutil.Process(worker.pid).kill()
+        assert ended.acquire(timeout=20)
+    finally:
+        worker.close()
+
+
+def test_who_waits_for_its_end_does_not_keep_a_worker_alive() -> None:
+    worker = Worker("engine_for_tests", OPTIONS)
+    ended = threading.Event()
+    worker.when_ended(ended.set)
+    del worker
+    gc.collect()
+    assert ended.wait(20)
+
+
 def test_a_forgotten_stream_is_withdrawn(process: EngineProcess) -> None:
     stream = process.stream([COUNT], Sampling())
     next(stream)

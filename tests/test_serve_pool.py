@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ import openai
 import pytest
 
 from aipc.errors import DeviceError
+from aipc.inventory import Candidate
+from aipc.model import Model
 from aipc.serve import pool as pool_module
 from aipc.serve.answers import Desk, Question
 from aipc.serve.failures import RefusedError
@@ -22,7 +24,7 @@ from aipc.serve.places import Wish
 from aipc.serve.pool import Limits
 from aipc.serve.slots import Slots
 from aipc.serve.watch import Watch
-from serving import ANSWER, MESSAGES, ScriptedPlaces, Served, serving
+from serving import ANSWER, MESSAGES, ScriptedPlaces, ScriptedSession, Served, serving
 
 
 def test_clients_take_turns_and_leave_the_queue_when_they_go() -> None:
@@ -159,6 +161,75 @@ def test_an_idle_model_is_unloaded_and_comes_back(tmp_path: Path) -> None:
         until(lambda: first.closed)
         assert ask(served, "scripted") == ANSWER
         assert served.loads == ["scripted"] * 2
+
+
+class Mortal(ScriptedSession):
+    """A session whose process may end, and then says so."""
+
+    alive = True
+    at_end: Callable[[], None]
+
+    def when_ended(self, call: Callable[[], None]) -> None:
+        self.at_end = call
+
+
+def mortal(served: Served) -> Mortal:
+    """The session of the only model, loaded now."""
+    load = served.pool._load
+
+    def load_mortal(name: str, place: Candidate) -> Model:
+        model = load(name, place)
+        session = Mortal(served.saying(ANSWER))
+        model.session, served.sessions[name] = session, session
+        return model
+
+    served.pool._load = load_mortal
+    ask(served, "scripted")
+    session = served.sessions["scripted"]
+    assert isinstance(session, Mortal)
+    return session
+
+
+def test_an_idle_model_whose_process_has_ended_is_loaded_no_more(tmp_path: Path) -> None:
+    with serving(tmp_path) as served:
+        session = mortal(served)
+        assert len(httpx.get(f"{served.url}/api/ps").json()["models"]) == 1
+        session.alive = False
+        session.at_end()
+        until(lambda: session.closed)
+        assert httpx.get(f"{served.url}/api/ps").json() == {"models": []}
+        assert httpx.get(f"{served.url}/monitor").json()["models"] == []
+        assert "aipc_model_memory_bytes{" not in httpx.get(f"{served.url}/metrics").text
+        assert ask(served, "scripted") == ANSWER
+        # The first one's end is told once more, when it is closed: it is not the second's.
+        session.at_end()
+        assert len(httpx.get(f"{served.url}/api/ps").json()["models"]) == 1
+    # The server has ended, and its loop with it.
+    session.at_end()
+
+
+def test_a_model_that_is_lost_in_use_is_left_to_its_requests(tmp_path: Path) -> None:
+    with serving(tmp_path) as served:
+        session, hold = mortal(served), threading.Event()
+
+        def wait(*_: object) -> Iterator[int]:
+            hold.wait(20)
+            yield from served.saying(ANSWER)([], None)  # type: ignore[arg-type]
+
+        session.play = wait
+        answers: list[str | None] = []
+        user = threading.Thread(target=lambda: answers.append(ask(served, "scripted")))
+        user.start()
+        until(lambda: served.entry().users == 1)
+        session.alive = False
+        session.at_end()
+        assert len(httpx.get(f"{served.url}/api/ps").json()["models"]) == 1
+        assert not session.closed
+        hold.set()
+        user.join(20)
+        assert answers == [ANSWER]
+        # Nothing has started another process, so it goes with the last request.
+        until(lambda: session.closed)
 
 
 @pytest.fixture

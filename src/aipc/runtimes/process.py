@@ -21,7 +21,7 @@ import subprocess
 import tempfile
 import threading
 import weakref
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -52,12 +52,20 @@ class EngineProcess:
     module    holds the engine's `main`
     options   for the engine, in JSON's types
     silence_s how long it may say nothing while it owes answers
+    at_end    called in a thread when the process has ended, whatever ended it
     ready     what the engine said of itself when it was loaded
 
     raises    what the engine raised while it loaded; EngineLostError if it ended instead
     """
 
-    def __init__(self, module: str, options: Mapping[str, object], *, silence_s: float = SILENCE_S) -> None:
+    def __init__(
+        self,
+        module: str,
+        options: Mapping[str, object],
+        *,
+        silence_s: float = SILENCE_S,
+        at_end: Sequence[Callable[[], None]] = (),
+    ) -> None:
         self._silence_s = silence_s
         self._hung = False
         self._telling = threading.Lock()
@@ -66,7 +74,7 @@ class EngineProcess:
         self._reading: dict[int, int] = {}
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process writes to it
         self._process, line = start_child(module, self._log)
-        self._router = _Router(cast("IO[bytes]", self._process.stdout))
+        self._router = _Router(cast("IO[bytes]", self._process.stdout), at_end)
         # Reentrant, because a stream that is collected as garbage may cancel itself in the middle of a send.
         self._sending = threading.RLock()
         # Garbage collection, the interpreter's exit and close() all end the process, whichever is first.
@@ -247,7 +255,11 @@ class Worker:
     """
 
     def __init__(self, module: str, options: Mapping[str, object], *, silence_s: float = SILENCE_S) -> None:
-        self._start = functools.partial(EngineProcess, module, dict(options), silence_s=silence_s)
+        # The threads that call these hold the list, and not the worker: it can be collected.
+        self._at_end: list[Callable[[], None]] = []
+        self._start = functools.partial(
+            EngineProcess, module, dict(options), silence_s=silence_s, at_end=self._at_end
+        )
         self._lock = threading.Lock()
         self._closed = False
         self._process = self._start()
@@ -257,6 +269,15 @@ class Worker:
     def pid(self) -> int:
         """The number of the process that computes now."""
         return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process is there; else the next request starts a fresh one."""
+        return self._process.alive
+
+    def when_ended(self, call: Callable[[], None]) -> None:
+        """Have this called in a thread whenever a process has ended, by itself or by `close`."""
+        self._at_end.append(call)
 
     def stream(self, prompt: Sequence[int], sampling: Sampling) -> TokenStream:
         """The ids that follow `prompt`. Closing or cancelling the stream withdraws the request.
@@ -290,12 +311,14 @@ class Worker:
 class _Router:
     """Reads the process's answers in a thread, and sorts them by request.
 
+    at_end  called when the pipe has ended, and with it the process
     heard   how many messages have come
     busy    whether the process said that it is about to be silent for long, as it is while it loads
     """
 
-    def __init__(self, pipe: IO[bytes]) -> None:
+    def __init__(self, pipe: IO[bytes], at_end: Sequence[Callable[[], None]] = ()) -> None:
         self._pipe = pipe
+        self._at_end = at_end
         self._lock = threading.RLock()
         self._waiting: dict[int, _Answers] = {}
         self._last = -1
@@ -333,6 +356,8 @@ class _Router:
                     self._deliver(json.loads(line))
         finally:
             self.end()
+            for call in self._at_end:
+                call()
 
     def end(self) -> None:
         """Tell every request that no more answers come."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,6 +38,15 @@ class EngineSession:
     def pid(self) -> int:
         """The number of the process that computes."""
         return self._worker.pid
+
+    @property
+    def alive(self) -> bool:
+        """Whether that process is there."""
+        return self._worker.alive
+
+    def when_ended(self, call: Callable[[], None]) -> None:
+        """Have this called in a thread whenever that process has ended, by itself or by `close`."""
+        self._worker.when_ended(call)
 
     def generate(self, prompt: Sequence[int], sampling: Sampling) -> TokenStream:
         """The ids that follow `prompt`; see `Session.generate`.

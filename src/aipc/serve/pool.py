@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import psutil
 
@@ -19,6 +21,8 @@ from aipc.serve.slots import Slots
 
 # Ollama's clients add a tag to a name that has none.
 _USUAL_TAG = ":latest"
+
+_LOG = logging.getLogger("aipc.serve")
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +216,7 @@ class Pool:
         finally:
             entry.users -= 1
             entry.last_used = time.monotonic()
-            if entry.users == 0 and entry.model is not None:
+            if entry.users == 0 and entry.model is not None and not self._forget_if_lost(entry):
                 usual_s = self.limits.keep_alive_s
                 self._schedule_unload(entry, usual_s if keep_alive_s is None else keep_alive_s)
 
@@ -245,6 +249,23 @@ class Pool:
         entry.model = model
         entry.last_used = time.monotonic()
         entry.memory_bytes = _memory_bytes(model)
+        watch = getattr(model.session, "when_ended", None)
+        if watch is not None:
+            loop = asyncio.get_running_loop()
+            watch(partial(_in_loop, loop, self._forget_if_lost, entry))
+            # It may have ended before it was watched.
+            loop.call_soon(self._forget_if_lost, entry)
+
+    def _forget_if_lost(self, entry: Entry) -> bool:
+        """Unload an idle model whose process has ended by itself; whether it was so.
+
+        One in use is left to its requests, which start a fresh process.
+        """
+        if entry.users or entry.model is None or getattr(entry.model.session, "alive", True):
+            return False
+        _LOG.warning("the process of %s has ended; the next request starts another", entry)
+        self._unload(entry)
+        return True
 
     def _make_room(self, new: Entry) -> None:
         """Unload idle models, the longest unused first, until `new` fits beside the others.
@@ -288,6 +309,12 @@ class Pool:
             task = asyncio.create_task(asyncio.to_thread(model.close))
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
+
+
+def _in_loop(loop: asyncio.AbstractEventLoop, call: Callable[..., object], *given: object) -> None:
+    """Called from another thread; a loop that has ended needs to know of nothing any more."""
+    with contextlib.suppress(RuntimeError):
+        loop.call_soon_threadsafe(call, *given)
 
 
 def _is_up(entry: Entry) -> bool:
