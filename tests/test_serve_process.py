@@ -15,6 +15,7 @@ import pytest
 
 from aipc.cli import main
 from aipc.errors import UsageError
+from aipc.serve import server
 from aipc.serve.server import listen
 from aipc.serve.times import parse_seconds
 from served_program import QUESTION, environment_with, program
@@ -46,6 +47,22 @@ def test_the_demo_answers_and_outlives_its_worker(environment: dict[str, str], r
             )
             assert "".join(chunk.choices[0].delta.content or "" for chunk in stream) == answer
     assert not psutil.pid_exists(fresh.pid)
+
+
+def test_a_worker_that_ends_while_it_is_idle_is_missed(environment: dict[str, str]) -> None:
+    with program(environment, "demo") as served:
+        (worker,) = served.workers()
+        assert len(httpx.get(f"{served.url}/api/ps").json()["models"]) == 1
+        worker.kill()
+        # The server itself takes leave of it, and no zombie is left; nobody asks for anything meanwhile.
+        worker.wait(20)
+        assert httpx.get(f"{served.url}/api/ps").json() == {"models": []}
+        assert httpx.get(f"{served.url}/monitor").json()["models"] == []
+        client = openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0, timeout=60)
+        with client:
+            assert served.ask(client).startswith("An NPU (neural processing unit)")
+        assert len(httpx.get(f"{served.url}/api/ps").json()["models"]) == 1
+    assert sum("has ended; the next request starts another" in line for line in served.said) == 1
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGINT to send to one process")
@@ -101,6 +118,35 @@ def test_wrong_words_are_said_before_anything_is_loaded(
 ) -> None:
     assert main(["serve", *words]) == code
     assert said in capsys.readouterr().err
+
+
+class WindowsSockets:
+    """Stands where the module `socket` would: what Windows has, over this system's own sockets."""
+
+    SO_EXCLUSIVEADDRUSE = -5
+
+    def __init__(self) -> None:
+        self.options = options = dict[int, int]()
+
+        class Recorded(socket.socket):
+            def setsockopt(self, level: int, option: int, value: int) -> None:  # type: ignore[override]
+                if level == socket.SOL_SOCKET:
+                    options[option] = value
+
+        self.socket = Recorded
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(socket, name)
+
+
+def test_on_windows_nobody_else_listens_on_the_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    sockets = WindowsSockets()
+    monkeypatch.setattr(server, "socket", sockets)
+    monkeypatch.setattr(sys, "platform", "win32")
+    with listen("127.0.0.1", 0) as listening:
+        assert sockets.options == {WindowsSockets.SO_EXCLUSIVEADDRUSE: 1}
+        with pytest.raises(UsageError, match="take another port"):
+            listen(*listening.getsockname())
 
 
 def test_a_port_in_use_is_said(capsys: pytest.CaptureFixture[str]) -> None:

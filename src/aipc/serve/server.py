@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
+import sys
 from collections.abc import Callable
 
 import uvicorn
@@ -74,13 +76,34 @@ def listen(host: str, port: int) -> socket.socket:
         raise UsageError(f"there is no port {port}; possible are 0, for a free one, to {2**16 - 1}")
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        listening = socket.create_server((host, port), family=family, backlog=1024)
-        # asyncio sends small pieces at once on sockets that say they are TCP's. create_server's do not, and
-        # the system would then hold each second piece back for the 40 ms of a delayed acknowledgement.
-        return socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP, fileno=listening.detach())
+        return _bound(family, host, port)
     except (OSError, UnicodeError) as exc:
         reason = getattr(exc, "strerror", None) or exc
         raise UsageError(
             f"the server cannot listen on {host} port {port}: {reason}",
             hint="another program may be there; take another port with --port",
         ) from exc
+
+
+def _bound(family: int, host: str, port: int) -> socket.socket:
+    """A socket that listens, alone on its port.
+
+    raises   OSError
+    """
+    with contextlib.ExitStack() as undo:
+        # asyncio sends small pieces at once on sockets that say they are TCP's. create_server's do not, and
+        # the system would then hold each second piece back for the 40 ms of a delayed acknowledgement.
+        listening = undo.enter_context(socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP))
+        if sys.platform == "win32":
+            # There SO_REUSEADDR lets a second server listen on the port; and without either of the two,
+            # another program that asks for SO_REUSEADDR would take it over.
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
+        else:
+            # Elsewhere it says that connections of an ended server, which linger, do not hold the port.
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        listening.bind((host, port))
+        listening.listen(1024)
+        undo.pop_all()
+        return listening
