@@ -148,6 +148,25 @@ def test_errors_are_a_sentence(served: Served, path: str, body: Any, status: int
     assert list(response.json()) == ["error"]
 
 
+def test_what_the_program_ollama_sends(served: Served) -> None:
+    """`ollama run tools` and `ollama stop tools`, as Go writes their structures: empty words and nulls.
+
+    source   cmd/cmd.go and api/types.go of Ollama
+    """
+    shown = {"model": "", "system": "", "template": "", "verbose": False, "options": None, "name": "tools"}
+    load = {"model": "tools", "prompt": "", "suffix": "", "system": "", "template": "", "options": None}
+    ask = {"model": "tools", "messages": MESSAGES, "format": "", "keep_alive": "5m0s", "options": {}}
+    assert httpx.head(served.url).status_code == 200
+    info = httpx.post(f"{served.url}/api/show", json=shown).json()
+    assert info["capabilities"] == ["completion"]
+    assert httpx.post(f"{served.url}/api/generate", json=load).json()["done_reason"] == "load"
+    lines = [json.loads(line) for line in httpx.post(f"{served.url}/api/chat", json=ask).iter_lines()]
+    assert "".join(line["message"]["content"] for line in lines) == ANSWER
+    unload = load | {"keep_alive": "0s"}
+    assert httpx.post(f"{served.url}/api/generate", json=unload).json()["done_reason"] == "unload"
+    assert httpx.post(f"{served.url}/api/generate", json=load).json()["done_reason"] == "load"
+
+
 def test_a_turn_may_have_no_content_and_an_answer_names_nothing_that_it_has_not(served: Served) -> None:
     call = {"function": {"name": "weather", "arguments": {"place": "Oslo"}}}
     turns = [*MESSAGES, {"role": "assistant", "content": None, "tool_calls": [call]}]

@@ -59,8 +59,9 @@ class EngineSession:
             raise UsageError("the prompt is empty", hint="give at least one token")
         if room < 1:
             raise PromptTooLongError(
-                f"the prompt has {len(prompt)} tokens; prompt and answer together have room for "
-                f"{self.context_length} on {self.device}",
+                # Agents and their libraries look for OpenAI's "maximum context length is 2048 tokens".
+                f"the prompt has {len(prompt)} tokens; this model's maximum context length is "
+                f"{self.context_length} tokens on {self.device}, for prompt and answer together",
                 hint="shorten the prompt",
             )
         self._check_ids(prompt)
