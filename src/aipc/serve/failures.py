@@ -117,7 +117,9 @@ def wrong_field(errors: Sequence[Any], path: str) -> dict[str, Any]:
     # Parts with brackets are pydantic's names for kinds of values.
     where = [str(part) for part in first["loc"] if part != "body" and "[" not in str(part)]
     name = where[0] if where else None
-    message = f"{'.'.join(where)[:200] or 'the body'}: {first['msg'][:300]}"
+    # pydantic says so of the words of our own checks.
+    said = first["msg"].removeprefix("Value error, ")
+    message = f"{'.'.join(where)[:200] or 'the body'}: {said[:300]}"
     if path.startswith(OLLAMA_PREFIX):
         return {"error": message}
     failure = {"message": message, "type": "invalid_request_error", "param": name, "code": "invalid_request"}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
-from pydantic_core import PydanticCustomError
 
 from aipc.serve.places import Wish
 from aipc.types import refuse_deep
@@ -27,7 +26,7 @@ def refuses(why: str) -> BeforeValidator:
 
     def check(value: object) -> object:
         if value and isinstance(value, (int, float, str, list, dict)):
-            raise PydanticCustomError("refused", "{why}", {"why": why})
+            raise ValueError(why)
         return value
 
     return BeforeValidator(check)
@@ -42,7 +41,7 @@ TEXT_ONLY = "the models read text: no images, sound or files"
 
 def _text_alone(kind: object) -> object:
     if isinstance(kind, str) and any(word in kind for word in ("image", "audio", "file", "video")):
-        raise PydanticCustomError("refused", TEXT_ONLY)
+        raise ValueError(TEXT_ONLY)
     return kind
 
 
