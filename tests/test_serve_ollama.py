@@ -151,7 +151,7 @@ def test_errors_are_a_sentence(served: Served, path: str, body: Any, status: int
 def test_what_the_program_ollama_sends(served: Served) -> None:
     """`ollama run tools` and `ollama stop tools`, as Go writes their structures: empty words and nulls.
 
-    source   cmd/cmd.go and api/types.go of Ollama
+    source   Ollama's cmd/cmd.go and the structures of its package api, as forks of 2026 have them
     """
     shown = {"model": "", "system": "", "template": "", "verbose": False, "options": None, "name": "tools"}
     load = {"model": "tools", "prompt": "", "suffix": "", "system": "", "template": "", "options": None}
