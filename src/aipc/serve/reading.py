@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import queue
 import threading
 from collections.abc import AsyncGenerator, Callable
 
@@ -11,6 +12,29 @@ from aipc.types import Chunk, Stream
 
 # A client that reads slower than the device writes stops the reading of its own stream, not the device.
 _MOST_UNREAD = 256
+
+
+class _Threads:
+    """One for each work at a time, kept for the next: the event loop would wait while a thread starts."""
+
+    def __init__(self) -> None:
+        self._work: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._idle = threading.Semaphore(0)
+
+    def run(self, work: Callable[[], None]) -> None:
+        """Have a thread do it, now."""
+        self._work.put(work)
+        if not self._idle.acquire(blocking=False):
+            # Not those of concurrent.futures: the program's end would wait for them.
+            threading.Thread(target=self._serve, name="aipc-answer", daemon=True).start()
+
+    def _serve(self) -> None:
+        while True:
+            self._work.get()()
+            self._idle.release()
+
+
+_THREADS = _Threads()
 
 
 async def read(open_stream: Callable[[], Stream[Chunk]]) -> AsyncGenerator[list[Chunk], None]:
@@ -43,7 +67,7 @@ class _Reader:
         self._finished = False
         self._cancelled = False
         self.failure: BaseException | None = None
-        threading.Thread(target=self._run, name="aipc-answer", daemon=True).start()
+        _THREADS.run(self._run)
 
     @property
     def ended(self) -> bool:
