@@ -42,6 +42,8 @@ class Server(uvicorn.Server):
                 access_log=verbose,
                 server_header=False,
                 lifespan="on",
+                # It bounds the size of headers; httptools, which uvicorn takes where it finds it, does not.
+                http="h11",
                 limit_concurrency=_MOST_CONNECTIONS,
                 timeout_keep_alive=_KEEP_ALIVE_S,
                 # By then the models are closed, and the last errors written.
