@@ -6,6 +6,7 @@ import importlib
 import json
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -171,6 +172,33 @@ def test_free_text_is_free_again_after_guided(model: Model) -> None:
     free = model.generate("What is an NPU?", max_new_tokens=20).text
     model.generate("What is an NPU?", response_format={"type": "regex", "pattern": "x+"}, max_new_tokens=3)
     assert model.generate("What is an NPU?", max_new_tokens=20).text == free
+
+
+def test_grammars_are_compiled_while_others_are_answered(model: Model) -> None:
+    patterns = [rf"[a-c]{{3}}-\d{{{digits}}}" for digits in range(1, 6)]
+    with ThreadPoolExecutor(8) as pool:
+        free = pool.submit(model.generate, "What is an NPU?", max_new_tokens=100)
+        guided = [
+            pool.submit(
+                model.generate,
+                "Is it fast?",
+                response_format={"type": "regex", "pattern": pattern},
+                max_new_tokens=60,
+            )
+            for pattern in patterns
+        ]
+        refused = pool.submit(
+            model.generate, "Is it fast?", response_format={"type": "regex", "pattern": "[a-c{3}("}
+        )
+        withdrawn = model.stream("Is it fast?", response_format=schema(PERSON))
+        leaving = pool.submit(list, withdrawn)
+        withdrawn.cancel()
+    assert free.result().text
+    for pattern, answer in zip(patterns, guided, strict=True):
+        assert re.fullmatch(pattern, answer.result().text)
+    with pytest.raises(UsageError, match="response_format"):
+        refused.result()
+    assert leaving.result()[-1].finish_reason in {"cancelled", "stop"}
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,10 @@ class Inbox:
                 yield request
                 wait = False
 
+    def again(self, request: Request) -> None:
+        """Have `take` give a request once more; from any thread."""
+        self._requests.put(request)
+
     def withdrawn(self, number: int) -> bool:
         """Whether nobody waits for this request any more."""
         return self.closed or number in self._withdrawn

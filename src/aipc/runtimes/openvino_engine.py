@@ -7,6 +7,7 @@ Two engines. `BatchEngine` is for CPU and GPU: paged attention, any number of st
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -111,10 +112,16 @@ def _properties(options: Options, *, long: bool) -> dict[str, Any]:
     return {**exact, **options.cache_dir("", long=long), **options.properties}
 
 
-def _batching(options: Options, *, long: bool) -> genai.ContinuousBatchingPipeline:
+def _batching(
+    options: Options, *, long: bool, tokenizer: genai.Tokenizer | None = None
+) -> genai.ContinuousBatchingPipeline:
+    """A pipeline; without a tokenizer it loads one."""
     properties = {"sampler_num_threads": 1} | _properties(options, long=long)
+    settings, device = scheduler(options.device), options.device
     with options.model_folder(long=long) as folder:
-        return genai.ContinuousBatchingPipeline(folder, scheduler(options.device), options.device, properties)
+        if tokenizer is None:
+            return genai.ContinuousBatchingPipeline(folder, settings, device, properties)
+        return genai.ContinuousBatchingPipeline(folder, tokenizer, settings, device, **properties)
 
 
 def require_device(device: str) -> None:
@@ -177,7 +184,11 @@ class BatchEngine:
     def __init__(self, options: Options, pipeline: genai.ContinuousBatchingPipeline) -> None:
         self._options = options
         self._pipelines = {False: pipeline}
-        self._grammars = Grammars(options.folder)
+        # All pipelines share it, and with it the grammars that were compiled.
+        self._tokenizer = pipeline.get_tokenizer()
+        self._grammars = Grammars(self._tokenizer)
+        self._checker = ThreadPoolExecutor(1, "aipc-grammars")
+        self._checks: dict[int, Future[None]] = {}
         self._waiting: list[Request] = []
         self._streams: dict[int, genai.GenerationHandle] = {}
         self._scored: set[int] = set()
@@ -193,7 +204,8 @@ class BatchEngine:
     def run(self, inbox: Inbox, outbox: Outbox) -> None:
         """Answer requests until the inbox is closed."""
         while not inbox.closed:
-            self._waiting += inbox.take(wait=not self._streams and not self._waiting)
+            for request in inbox.take(wait=not self._streams and not self._waiting):
+                self._line_up(request, inbox)
             # In their order: else those for one pipeline could keep the other closed for ever.
             while self._waiting and self._admit(self._waiting[0], inbox, outbox):
                 del self._waiting[0]
@@ -208,13 +220,24 @@ class BatchEngine:
                         pipeline.step()
                 self._deliver(inbox, outbox)
 
+    def _line_up(self, request: Request, inbox: Inbox) -> None:
+        """Have a request wait for its beginning; one with a grammar comes again once that is compiled."""
+        guidance = request.sampling.guidance
+        if guidance is None or request.number in self._checks:
+            self._waiting.append(request)
+            return
+        check = self._checks[request.number] = self._checker.submit(self._grammars.check, guidance)
+        check.add_done_callback(lambda _: inbox.again(request))
+
     def _admit(self, request: Request, inbox: Inbox, outbox: Outbox) -> bool:
         """Begin a request, or refuse it; False if there is no room for its pipeline yet."""
+        check = self._checks.pop(request.number, None)
         if inbox.withdrawn(request.number):
             inbox.forget(request.number)
             return True
         try:
-            self._grammars.check(request.sampling.guidance)
+            if check is not None:
+                check.result()
             pipeline = self._pipeline_for(long=self._options.is_long(request))
             if pipeline is None:
                 return False
@@ -240,7 +263,7 @@ class BatchEngine:
                     return None
                 self._pipelines.clear()
             try:
-                pipeline = _batching(self._options, long=long)
+                pipeline = _batching(self._options, long=long, tokenizer=self._tokenizer)
             except (RuntimeError, MemoryError) as exc:
                 raise translated(exc, self._options.folder, self._options.device) from exc
             _warm_up(pipeline)
@@ -306,8 +329,9 @@ class SerialEngine:
     ) -> None:
         self._options = options
         self._pipeline_for = pipeline_for
-        self._grammars = Grammars(options.folder)
-        pipeline_for(2, False).generate(as_tensor([0, 0]), generation_config(_WARM_UP))
+        pipeline = pipeline_for(2, False)
+        self._grammars = Grammars(pipeline.get_tokenizer())
+        pipeline.generate(as_tensor([0, 0]), generation_config(_WARM_UP))
         self.about: Mapping[str, object] = {"device": device, "notes": list(notes)}
 
     def run(self, inbox: Inbox, outbox: Outbox) -> None:
@@ -321,7 +345,8 @@ class SerialEngine:
     def _answer(self, request: Request, inbox: Inbox, outbox: Outbox) -> None:
         streamer = _Streamer(request, inbox, outbox)
         try:
-            self._grammars.check(request.sampling.guidance)
+            if request.sampling.guidance is not None:
+                self._grammars.check(request.sampling.guidance)
             while not streamer.ended:
                 self._continue(streamer)
         except AipcError as error:

@@ -1,11 +1,13 @@
 """Whether OpenVINO GenAI can follow a grammar, found out before a pipeline is asked to.
 
-A pipeline compiles a grammar in the middle of a step, and one that it refuses there leaves the step undone:
-every other stream is lost. So each grammar is first given to a pipeline whose model computes nothing.
+A pipeline compiles a grammar in the middle of a step: all other streams wait for it, and if it refuses the
+grammar there, they are lost. So each is first given to a pipeline whose model computes nothing. What that
+compiles belongs to the tokenizer, and every pipeline with the same one finds it there.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import tempfile
 from pathlib import Path
@@ -23,23 +25,21 @@ from aipc.types import Guidance
 
 
 class Grammars:
-    """Made when the first grammar comes; it costs as much as loading the tokenizer of `folder`."""
+    """What the pipelines with this tokenizer would make of a grammar."""
 
-    def __init__(self, folder: str) -> None:
-        self._folder = folder
+    def __init__(self, tokenizer: genai.Tokenizer) -> None:
+        self._tokenizer = tokenizer
         self._pipeline: genai.LLMPipeline | None = None
 
-    def check(self, guidance: Guidance | None) -> None:
-        """Refuse what the pipelines would refuse.
+    def check(self, guidance: Guidance) -> None:
+        """Compile a grammar, and refuse what the pipelines would refuse. Other threads go on meanwhile.
 
         raises   UsageError
         """
-        if guidance is None:
-            return
         config = genai.GenerationConfig(max_new_tokens=1, ignore_eos=True)
         config.structured_output_config = structured_output(guidance)
         try:
-            self._pipeline = self._pipeline or _pipeline(self._folder)
+            self._pipeline = self._pipeline or _pipeline(self._tokenizer)
             self._pipeline.generate(openvino.Tensor(np.array([[0]], np.int64)), config)
         except RuntimeError as exc:
             raise UsageError(
@@ -48,6 +48,8 @@ class Grammars:
             ) from exc
 
 
+# Asked twice of each request: to try it, and to answer it.
+@functools.lru_cache(maxsize=16)
 def structured_output(guidance: Guidance) -> genai.StructuredOutputConfig:
     """Guidance in GenAI's words: a grammar of our own, as GenAI's of a schema allows blanks without an end.
 
@@ -58,9 +60,8 @@ def structured_output(guidance: Guidance) -> genai.StructuredOutputConfig:
     return genai.StructuredOutputConfig(grammar=schema_grammar(json.loads(guidance.text)))
 
 
-def _pipeline(folder: str) -> genai.LLMPipeline:
-    """A pipeline with the tokenizer of `folder` and a model for which all tokens are alike."""
-    tokenizer = genai.Tokenizer(folder)
+def _pipeline(tokenizer: genai.Tokenizer) -> genai.LLMPipeline:
+    """A pipeline with a model for which all tokens are alike."""
     with tempfile.TemporaryDirectory() as scratch:
         # Two ids may have the same text, and the masks are as long as the ids reach.
         vocab_size = max(tokenizer.get_vocab().values()) + 1
