@@ -114,11 +114,12 @@ def cells_for(
         except (DeviceError, MissingExtraError) as exc:
             if not devices and not runtimes:
                 raise
-            new = [Cell(device, runtime or "", None, weight_format)]
+            # What is not here is not here once for each format of the weights.
+            new = [Cell(device, runtime or "", None, None)]
             new[0].fail(exc)
         for cell in new:
             # "GPU" and "GPU.0" may be the same.
-            cells.setdefault((cell.device, cell.runtime, weight_format), cell)
+            cells.setdefault((cell.device, cell.runtime, cell.weight_format), cell)
     return list(cells.values())
 
 

@@ -102,7 +102,8 @@ class Benchmark:
         )
 
     def _run(self, monitor: Monitor, progress: Callable[[Step], None]) -> None:
-        timeline = _Timeline(len(self._cells), self._options, progress)
+        able = [index for index, cell in enumerate(self._cells) if not cell.failed]
+        timeline = _Timeline(able, self._options, progress)
         for number in range(self._options.rounds):
             self._bandwidths.append(machine.memory_bandwidth())
             turn = number % len(self._cells)
@@ -117,7 +118,7 @@ class Benchmark:
                 timeline.end_round(index, 0 if cell.failed else self._options.rounds - number - 1)
 
     def _measure(self, cell: Cell, number: int, monitor: Monitor) -> Iterator[int]:
-        """One round of one cell; yields 0 after its load, and each length after its answers."""
+        """One round of one cell; yields 0 after its load, and each length after its answers or none."""
         if cell.failed or cell.ready is None:
             return
         compiled = not cell.is_compiled()
@@ -132,7 +133,7 @@ class Benchmark:
                         cell.requests += self._ask_all(model, monitor, number, length)
                     except PromptTooLongError as exc:
                         cell.fail(exc, length)
-                    yield length
+                yield length
             peak_bytes = machine.peak_bytes(computing)
             samples = [sample for sample in monitor.samples if sample.time_s >= started]
         cell.loads.append(
@@ -216,10 +217,8 @@ class _Timeline:
     A part of a cell's round is a length, or 0 for its load.
     """
 
-    def __init__(self, cells: int, options: Options, report: Callable[[Step], None]) -> None:
-        self._left = {
-            (cell, part): options.rounds for cell in range(cells) for part in (0, *options.prompt_tokens)
-        }
+    def __init__(self, cells: Sequence[int], options: Options, report: Callable[[Step], None]) -> None:
+        self._left = {(cell, part): options.rounds for cell in cells for part in (0, *options.prompt_tokens)}
         self._took_s: dict[tuple[int, int], float] = {}
         self._total = sum(self._left.values())
         self._report = report

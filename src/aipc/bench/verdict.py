@@ -23,7 +23,7 @@ def _sentences(record: Record, goal: Goal) -> str:
         why = (
             "no energy counter could be read"
             if goal == "efficient"
-            else "no prompt half as long was answered"
+            else f"no prompt of {WORKLOADS[goal].prompt_tokens} tokens was answered, nor one half as long"
         )
         return f"{_TITLES[goal]}: not known, {why}."
     (best, prediction), *others = found
@@ -47,6 +47,7 @@ def _amount(goal: Goal, prediction: Prediction) -> str:
 
 
 def _command(record: Record, cell: CellRecord) -> str:
-    several = len({other.weight_format for other in record.cells}) > 1
+    # A device that is not here has none.
+    several = len({other.weight_format for other in record.cells} - {""}) > 1
     weights = f" --weight-format {cell.weight_format}" if several else ""
     return f"aipc run {record.model} --device {cell.device} --runtime {cell.runtime}{weights}"
