@@ -338,7 +338,7 @@ def test_tokens_that_waited_for_their_reader_are_no_decode_steps() -> None:
 
 def hostile_record() -> Record:
     record = measured(request(0.5, (0.1, 0.2)), request(1.5, (0.4,), prompt_tokens=8))
-    failures = (Failure("out of <memory> " * 20, ""),)
+    failures = (Failure("out of <memory> " * 20, ""), Failure("it is too long", "", 100))
     failed = replace(record.cells[0], device="GPU.0", requests=(), failures=failures)
     options = replace(OPTIONS, prompt_tokens=(8, 100))
     return replace(record, model="</svg><script>", cells=(*record.cells, failed), options=options)
@@ -362,6 +362,7 @@ def test_a_chart_is_drawn_and_holds_no_words_of_others_as_markup(tmp_path: Path,
     assert any(
         text.startswith("GPU.0 · openvino · int4: out of <memory>") and len(text) <= 120 for text in texts
     )
+    assert "GPU.0 · openvino · int4, prompt of 100: it is too long" in texts
     bars = picture.findall(".//{http://www.w3.org/2000/svg}rect[@height='16']")
     assert len(bars) == 4
     assert all(float(bar.get("width", "0")) <= 300 for bar in bars)

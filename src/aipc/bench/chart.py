@@ -14,7 +14,7 @@ from aipc.bench import report
 from aipc.bench.verdict import verdict
 from aipc.errors import StorageError, UsageError, require
 from aipc.measurements.figures import figures
-from aipc.measurements.record import CellRecord, Record
+from aipc.measurements.record import CellRecord, Failure, Record
 
 SUFFIXES = (".svg", ".html", ".png")
 
@@ -88,8 +88,8 @@ def svg(record: Record) -> str:
             parts += _block(length, rows, top)
             top += _BLOCK_HEAD + len(rows) * _ROW + 14
     for cell in record.cells:
-        if any(failure.prompt_tokens is None for failure in cell.failures):
-            parts.append(_text(_MARGIN, top + 18, _failed(cell), "quiet"))
+        for failure in cell.failures:
+            parts.append(_text(_MARGIN, top + 18, _failed(cell, failure), "quiet"))
             top += _ROW
     height = top + 12
     head = [
@@ -180,7 +180,7 @@ def _table_row(tag: str, cells: Sequence[str]) -> str:
     return f"<tr>{''.join(f'<{tag}>{escape(cell)}</{tag}>' for cell in cells)}</tr>"
 
 
-def _failed(cell: CellRecord) -> str:
-    why = next(failure.message for failure in cell.failures if failure.prompt_tokens is None)
-    text = f"{cell.name}: {why}"
+def _failed(cell: CellRecord, failure: Failure) -> str:
+    length = "" if failure.prompt_tokens is None else f", prompt of {failure.prompt_tokens}"
+    text = f"{cell.name}{length}: {failure.message}"
     return text if len(text) <= 120 else f"{text[:119]}…"
