@@ -2,21 +2,25 @@
 
     PYTHONPATH=tests python benchmarks/bench_verify.py agreement [--python PYTHON]
     PYTHONPATH=tests python benchmarks/bench_verify.py cost CHECKPOINT [--tokens 512]
+    PYTHONPATH=tests python benchmarks/bench_verify.py whole CHECKPOINT --folder FOLDER --lengths 128 512
     PYTHONPATH=tests python benchmarks/bench_verify.py limits
 
 agreement   logits of small random checkpoints of each family member's form, against transformers in
             float32, computed by a Python that has it: PYTHON, or the one that peers.py makes
 cost        time and memory of the forward over a checkpoint, in a process of its own
+whole       time and memory of all that `aipc verify` does on the CPU, with an empty cache
 limits      KL divergence of the demo model's folders, sound and damaged on purpose, on both runtimes
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +29,7 @@ import numpy as np
 import aipc
 from aipc.conversion.streamed import StreamedWeights
 from aipc.decoder import Decoder
+from aipc.types import Progress
 from aipc.verification.original import computed_scores, open_checkpoint
 from aipc.verification.passages import Passage
 from damage import change_scales
@@ -113,6 +118,34 @@ def measure_cost(checkpoint: Path, tokens: int) -> dict[str, Any]:
     return {"tokens": tokens, "wall_s": seen.wall_s, "peak_bytes": seen.peak_tree_bytes}
 
 
+def measure_whole(folder: Path, checkpoint: Path, lengths: list[int]) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as scratch:
+        told = Path(scratch) / "told.txt"
+        command = [sys.executable, __file__, "verify", checkpoint, "--folder", folder, "--lengths"]
+        seen = watch([*command, *map(str, lengths)], told, {"AIPC_CACHE_DIR": f"{scratch}/cache"})
+        stages = told.read_text(encoding="utf-8")
+    print(f"{stages}all: {seen.wall_s:.0f} s, peak memory {seen.peak_tree_bytes / 1e9:.2f} GB", flush=True)
+    return {"lengths": lengths, "stages": stages.splitlines(), "wall_s": seen.wall_s} | {
+        "peak_bytes": seen.peak_tree_bytes
+    }
+
+
+def tell_stages(folder: Path, checkpoint: Path, lengths: list[int]) -> None:
+    """Verify, and print how long each stage took: from its first report to the next stage's."""
+    begins = {"start and load": time.perf_counter()}
+
+    def take(now: Progress) -> None:
+        stage = "comparing matrices" if now.tensor.endswith(".weight") else now.tensor
+        begins.setdefault(re.sub(r"[:\d].*", "", stage).strip(), time.perf_counter())
+
+    found = aipc.verify(folder, checkpoint, device="CPU", lengths=lengths, progress=take)
+    for (stage, begin), end in zip(
+        begins.items(), [*list(begins.values())[1:], time.perf_counter()], strict=True
+    ):
+        print(f"{stage}: {end - begin:.0f} s")
+    print(f"{found.verdict}: {found.reasons}")
+
+
 def measure_limits() -> list[dict[str, Any]]:
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
@@ -137,10 +170,12 @@ def verified(name: str, folder: Path) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("what", choices=["agreement", "cost", "limits", "forward"])
+    parser.add_argument("what", choices=["agreement", "cost", "whole", "limits", "forward", "verify"])
     parser.add_argument("checkpoint", type=Path, nargs="?")
     parser.add_argument("count", type=int, nargs="?", help=argparse.SUPPRESS)
     parser.add_argument("--tokens", type=int, default=512)
+    parser.add_argument("--folder", type=Path, help="what was converted from CHECKPOINT")
+    parser.add_argument("--lengths", type=int, nargs="+", default=[128, 512])
     parser.add_argument("--python", type=Path, help="one that has transformers and torch")
     parser.add_argument("--record", type=Path, help="JSON file for everything measured")
     args = parser.parse_args()
@@ -148,11 +183,16 @@ def main() -> None:
         scores = forward(args.checkpoint, np.random.default_rng(0).integers(3, 32000, args.count).tolist())
         assert np.isfinite(scores).all()
         return
+    if args.what == "verify":
+        tell_stages(args.folder, args.checkpoint, args.lengths)
+        return
     measured: Any
     if args.what == "agreement":
         measured = measure_agreement(args.python or peer_python("optimum", default_envs()))
     elif args.what == "cost":
         measured = measure_cost(args.checkpoint, args.tokens)
+    elif args.what == "whole":
+        measured = measure_whole(args.folder, args.checkpoint, args.lengths)
     else:
         measured = measure_limits()
     if args.record:

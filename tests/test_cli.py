@@ -473,6 +473,18 @@ def test_progress_in_a_log_is_a_line_now_and_then() -> None:
     ]
 
 
+def test_progress_that_counts_no_bytes_says_what_it_counts() -> None:
+    clock, lines = Clock(), list[str]()
+    show = console.SparseLines(lines.append, clock)
+    for second in (0, 10, 20):
+        clock.now_s = second
+        show(Progress("CPU scores 512 tokens", 7 * second, 320, "tokens"))
+    assert lines == [
+        "21 % of 320 tokens · CPU scores 512 tokens · 7.0 tokens/s · 36 s left",
+        "43 % of 320 tokens · CPU scores 512 tokens · 7.0 tokens/s · 26 s left",
+    ]
+
+
 def test_the_pace_is_that_of_the_work_at_hand() -> None:
     clock = Clock()
     pace = console.Pace(clock)

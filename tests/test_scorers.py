@@ -46,7 +46,9 @@ def test_scores_are_the_references(models: dict[str, RandomModel], cell: str) ->
     # 1100 tokens outgrow a chunk of each runtime and the NPU's first bucket; 30 after them start anew.
     for length in (30, 1100, 30):
         tokens = ids(length + 6, seed=length)
-        got = scorer.scores(tokens[:length], tokens[length:])
+        heard = list[int]()
+        got = scorer.scores(tokens[:length], tokens[length:], lambda heard=heard: heard.append(1))
+        assert len(heard) == 6
         expected = model.reference.logits(tokens)[length - 1 : -1]
         assert got.shape == (6, model.config.vocab_size)
         assert got.dtype == np.float32

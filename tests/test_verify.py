@@ -20,6 +20,7 @@ from aipc.conversion.recipe import make_recipe
 from aipc.errors import AipcError, CheckpointError, UsageError
 from aipc.phi3 import Phi3Config, Role
 from aipc.runtimes.base import ONNXRUNTIME, OPENVINO, RUNTIMES, Device
+from aipc.types import Progress
 from aipc.verification import original
 from aipc.verification.check import Verification
 from aipc.verification.losses import Loss, Scored, loss_over
@@ -119,6 +120,14 @@ def test_the_command_says_it_on_stdout_and_by_its_exit_code(
     assert record["verdict"] == "broken"
     assert record["losses"][0]["kl_mean"] is None
     assert "not numbers" in record["reasons"][0]
+
+
+def test_every_step_of_the_device_is_reported(demo: Path) -> None:
+    for kind in ("openvino", "onnx"):
+        seen = list[Progress]()
+        aipc.verify(demo / kind, device="CPU", lengths=SHORT, progress=seen.append)
+        scored = [now for now in seen if now.unit == "tokens" and " scores " in now.tensor]
+        assert [now.done_bytes for now in scored] == [*range(1, scored[0].total_bytes + 1)]
 
 
 def test_the_original_is_computed_once(demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:

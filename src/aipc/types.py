@@ -352,11 +352,13 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a long piece of work is: a download or a conversion.
+    """How far a long piece of work is: a download, a conversion, or a verification.
 
     tensor   what is being worked on: a tensor of the checkpoint, or a file
+    unit     what is counted in the place of bytes, such as "tokens"
     """
 
     tensor: str
     done_bytes: int
     total_bytes: int
+    unit: str = ""

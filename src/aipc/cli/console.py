@@ -184,11 +184,11 @@ class SparseLines:
         self._next_s = self._clock() + SECONDS_BETWEEN_LINES
         speed, left_s = self._pace.bytes_per_s(), self._pace.left_s()
         parts = [
-            f"{100 * now.done_bytes // now.total_bytes} % of {size(now.total_bytes)}"
+            f"{100 * now.done_bytes // now.total_bytes} % of {_amount(now.total_bytes, now.unit)}"
             if now.total_bytes
             else "",
             now.tensor,
-            f"{size(speed)}/s" if speed else "",
+            f"{_amount(speed, now.unit)}/s" if speed else "",
             f"{left_s:.0f} s left" if left_s is not None else "",
         ]
         self._write(" · ".join(part for part in parts if part))
@@ -216,9 +216,10 @@ def _bar(title: str) -> Iterator[Callable[[Progress], None]]:
                 display.update(task, description=description, total=None, pace="")
                 return
             speed, left_s = pace.bytes_per_s(), pace.left_s()
-            words = f"{size(now.done_bytes)} of {size(now.total_bytes)}"
+            whole = _amount(now.total_bytes, now.unit)
+            words = f"{now.done_bytes if now.unit else size(now.done_bytes)} of {whole}"
             if speed and left_s is not None:
-                words = f"{words} · {size(speed)}/s · {clock_time(left_s)}"
+                words = f"{words} · {_amount(speed, now.unit)}/s · {clock_time(left_s)}"
             display.update(
                 task,
                 description=_short(now.tensor),
@@ -355,6 +356,11 @@ def bottom_line() -> Iterator[BottomLine]:
             yield line
     finally:
         line.remove()
+
+
+def _amount(count: float, unit: str) -> str:
+    """So much of what a `Progress` counts, for people."""
+    return f"{count:.{1 if count < 10 else 0}f} {unit}" if unit else size(count)
 
 
 def size(count: float) -> str:

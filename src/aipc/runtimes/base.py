@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -70,10 +70,13 @@ class Session(Protocol):
 class Scorer(Protocol):
     """A model loaded on one device, to be asked how it scores given answers."""
 
-    def scores(self, prompt: Sequence[int], following: Sequence[int]) -> np.ndarray:
+    def scores(
+        self, prompt: Sequence[int], following: Sequence[int], scored: Callable[[], None] = lambda: None
+    ) -> np.ndarray:
         """The scores before each token of `following`, as the device gives them while it answers.
 
         prompt      two tokens or more, computed at once; then each of `following` by a step of its own
+        scored      called after each of `following`
         returns     [following, vocab_size] float32: of every token in the place of each
         raises      RuntimeFailedError
         """

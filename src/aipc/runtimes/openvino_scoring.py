@@ -68,7 +68,13 @@ class ScoringEngine:
         assert request.forced is not None  # noqa: S101 - nothing else is asked of this engine
         try:
             model = self._request_for(len(request.prompt), long=self._options.is_long(request))
-            rows = list(self._scores(model, request.prompt, request.forced.ids))
+            rows = []
+            for row, token in zip(
+                self._scores(model, request.prompt, request.forced.ids), request.forced.ids, strict=True
+            ):
+                rows.append(row)
+                # A sign of life: a whole answer may take longer than the caller waits for one.
+                outbox.ids(request.number, [token], end=False)
         except RuntimeError as exc:
             error = RuntimeFailedError(f"OpenVINO could not answer: {gist(exc)}")
             error.__cause__ = exc

@@ -113,16 +113,19 @@ class EngineProcess:
         fields = dataclasses.asdict(sampling) | {"stop_ids": sorted(sampling.stop_ids)}
         return self._exchange({"prompt": list(prompt), "sampling": fields}, len(prompt), cancelled, prefill)
 
-    def write_scores(self, prompt: Sequence[int], following: Sequence[int], path: Path) -> None:
+    def write_scores(
+        self, prompt: Sequence[int], following: Sequence[int], path: Path
+    ) -> Generator[int, None, None]:
         """Write the scores at each token that follows `prompt`, [following, vocab_size] float32, as .npy.
+
+        The file is there when the last token was given out; each is, when its scores are known.
 
         raises   RuntimeFailedError
         """
         forced = {"ids": list(following), "path": str(path)}
         sampling = dataclasses.asdict(Sampling(max_new_tokens=len(following))) | {"stop_ids": []}
         request = {"prompt": list(prompt), "sampling": sampling, "forced": forced}
-        for _ in self._exchange(request, len(prompt) + len(following)):
-            pass
+        return self._exchange(request, len(prompt))
 
     def _exchange(
         self,

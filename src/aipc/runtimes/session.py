@@ -116,11 +116,14 @@ class EngineScorer:
     def __init__(self, module: str, options: Mapping[str, object]) -> None:
         self._process = EngineProcess(module, options)
 
-    def scores(self, prompt: Sequence[int], following: Sequence[int]) -> np.ndarray:
+    def scores(
+        self, prompt: Sequence[int], following: Sequence[int], scored: Callable[[], None] = lambda: None
+    ) -> np.ndarray:
         """See `Scorer.scores`."""
         with tempfile.TemporaryDirectory(prefix="aipc-scores-") as folder:
             path = Path(folder) / "scores.npy"
-            self._process.write_scores(prompt, following, path)
+            for _ in self._process.write_scores(prompt, following, path):
+                scored()
             scores: np.ndarray = np.load(path, allow_pickle=False)
         return scores
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, fields
-from itertools import groupby
+from functools import partial
+from itertools import count, groupby
 from pathlib import Path
 from typing import Any, cast
 
@@ -155,9 +156,11 @@ def _ask(
     _require_same_shape(loaded.folder, original.folder)
     ids = _same_ids(loaded.text, Text.load(original.folder), words)
     passages = make_passages(ids, loaded.context_length, lengths)
-    first_tokens = []
+    first_tokens: list[int] = []
+    done, total = 0, sum(len(passage.prompt) for passage in passages)
     for passage in passages:
-        report(Progress(f"{loaded.device} reads {len(passage.prompt)} tokens", 0, 0))
+        report(Progress(f"{loaded.device} reads {len(passage.prompt)} tokens", done, total, "tokens"))
+        done += len(passage.prompt)
         answer = loaded.session.generate(passage.prompt, Sampling(max_new_tokens=len(passage.following)))
         with closing(cast("Generator[int]", answer)):
             first_tokens.append(next(answer))
@@ -233,6 +236,7 @@ def _folder_scores(
 ) -> list[np.ndarray]:
     """The scores before each following token of each passage, by the device."""
     runtime, device = asked.candidate.runtime, asked.candidate.device
+    report(Progress(f"{device.word} loads the model to be asked for its scores", 0, 0))
     scorer = inventory.runtime_module(runtime).open_scorer(
         asked.ready.folder,
         device.word,
@@ -241,10 +245,14 @@ def _folder_scores(
         rope_border=asked.ready.rope_border,
     )
     scores = []
+    done, total = count(1), sum(len(passage.following) for passage in asked.passages)
+
+    def scored(passage: Passage) -> None:
+        report(Progress(f"{device.word} scores {passage.tokens} tokens", next(done), total, "tokens"))
+
     try:
         for passage in asked.passages:
-            report(Progress(f"{device.word} scores {passage.tokens} tokens", 0, 0))
-            scores.append(scorer.scores(passage.prompt, passage.following))
+            scores.append(scorer.scores(passage.prompt, passage.following, partial(scored, passage)))
     finally:
         scorer.close()
     return scores
