@@ -135,7 +135,7 @@ ARROWS = {
     "text": {"phi3"},
     "manifest": {"phi3"},
     "preflight": {"phi3"},
-    "compiled": {"manifest", "phi3", "preflight"},
+    "compiled": {"longrope", "manifest", "phi3", "preflight"},
     "phi3": {"longrope"},
     "longrope": set(),
     "memory": set(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -12,6 +13,10 @@ from pathlib import Path
 import pytest
 
 import aipc
+from aipc.compiled import Build
+from aipc.preflight import MODEL_FILE, WEIGHTS_FILE
+from checkpoints import LONGROPE
+from sessions import RandomModel
 from tool_program import run_tool
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="the check runs Windows programs on Linux")
@@ -126,6 +131,72 @@ def test_the_controls_are_the_demo_with_one_thing_wrong(tmp_path: Path) -> None:
     wrong = (weights.folder / "openvino_model.xml").read_text(encoding="utf-8")
     assert right.count('element_type="i4"') == wrong.count('element_type="nf4"') > 0
     assert wrong.replace("nf4", "i4").replace("NF4", "I4") == right
+
+
+class Recorded:
+    """A compiler that says of each folder what it is told to say."""
+
+    def __init__(self, state: str, words: str = "") -> None:
+        self.state, self.words = state, words
+        self.asked: list[str] = []
+
+    def compile(self, folder: Path, build: Build, *, limit_s: float) -> Verdict:
+        self.asked.append(build.name)
+        return Verdict(folder.name, build.platform, self.state, 1.0, 1, 1, self.words)  # type: ignore[arg-type]
+
+
+def taken(monkeypatch: pytest.MonkeyPatch, recorded: Recorded, folder: Path, *words: str) -> int:
+    """The exit code of `npu_check FOLDER`, with another compiler."""
+    spec = importlib.util.spec_from_file_location("npu_check_main", TOOL / "__main__.py")
+    assert spec is not None
+    assert spec.loader is not None
+    main = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(main)
+    monkeypatch.setattr(main, "Compiler", lambda _cache: recorded)
+    monkeypatch.setattr(sys, "argv", ["npu_check", str(folder), *words])
+    code: int = main.main()
+    return code
+
+
+def test_longropes_sets_are_compiled_as_aipc_compile_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, recorded = RandomModel("openvino", tmp_path, LONGROPE, weight_format="fp16"), Recorded("compiled")
+    assert taken(monkeypatch, recorded, model.folder, "--platform", "3720", "--answer-tokens", "128") == 0
+    assert recorded.asked == ["3720-1024-128-short", "3720-1024-128-long"]
+    config = model.folder / "config.json"
+    config.write_text(config.read_text(encoding="utf-8").replace("longrope", "no such"), encoding="utf-8")
+    recorded.asked.clear()
+    assert taken(monkeypatch, recorded, model.folder) == 0
+    assert recorded.asked == ["4000-1024-1024"]
+
+
+def test_a_set_of_factors_is_compiled_from_the_same_weights(tmp_path: Path) -> None:
+    model = RandomModel("openvino", tmp_path, LONGROPE, weight_format="fp16")
+    with compiler._told(model.folder, Build("4000", 1024, 1024, "long")) as told:
+        assert (told / WEIGHTS_FILE).samefile(model.folder / WEIGHTS_FILE)
+        assert (told / MODEL_FILE).read_bytes() != (model.folder / MODEL_FILE).read_bytes()
+    with compiler._told(model.folder, Build("4000", 1024, 1024, None)) as told:
+        assert told == model.folder
+
+
+def test_what_compiles_and_is_refused_by_aipc_run_is_not_passed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = aipc.convert("demo", tmp_path / "demo", group_size=32)
+    assert taken(monkeypatch, Recorded("compiled"), folder) == 1
+    said = capsys.readouterr().err
+    assert "aipc run --device NPU refuses it" in said
+    assert "--group-size 128 demo-npu" in said
+
+
+def test_what_helps_is_said_of_a_refusal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = aipc.convert("demo", tmp_path / "demo", group_size=128)
+    words = "could not read it: Incorrect weights in bin file!"
+    assert taken(monkeypatch, Recorded("refused", words), folder) == 1
+    assert "what helps: convert or download the model again" in capsys.readouterr().err
 
 
 def test_every_wheel_is_pinned_by_version_and_hash() -> None:

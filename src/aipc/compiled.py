@@ -3,6 +3,7 @@
 FOLDER/npu/4000-1024-1024.blob    for NPU 4000, prompts of 1024 tokens and answers of 1024
 FOLDER/npu/4000-1024-1024.json    what it was compiled from and with
 
+A model with LongRoPE has 4000-1024-1024-short.blob, and 4000-4096-1024-long.blob for texts beyond its border.
 A blob holds no weights that the folder has, so that both travel together.
 """
 
@@ -10,12 +11,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import Literal
 
 from aipc.errors import CheckpointError, StorageError, shown
+from aipc.longrope import takes_long_factors
 from aipc.manifest import COMPILED_DIR, MANIFEST_FILE, Manifest
 from aipc.phi3 import read_json_object
 from aipc.preflight import MODEL_FILE, WEIGHTS_FILE
@@ -35,6 +39,9 @@ NPU_ONLY = {"NPUW_DEVICES": "NPU", "NPUW_FALLBACK_EXEC": "NO"}
 # What an NPU model is compiled for: a prompt of 1024, 2048, 4096 … tokens, and so much for the answer.
 SMALLEST_BUCKET = 1024
 ANSWER_TOKENS = 1024
+
+# Which of LongRoPE's two sets of factors a blob was compiled with.
+Factors = Literal["short", "long"]
 
 
 def bucket(tokens: int) -> int:
@@ -58,18 +65,52 @@ def pipeline_properties(prompt_tokens: int, answer_tokens: int) -> dict[str, str
 
 
 @dataclass(frozen=True, slots=True)
-class Blob:
-    """What is known of a blob.
+class Build:
+    """What a blob is compiled for.
 
     platform   of `PLATFORMS`
-    openvino   the version that compiled it, to the commit
-    driver     whose compiler made it; None for OpenVINO's own, which depends on no driver
-    model      `model_digest` of the folder it was compiled from
+    factors    of LongRoPE; None where the model has none, or chooses by itself
     """
 
     platform: str
     prompt_tokens: int
     answer_tokens: int
+    factors: Factors | None
+
+    @property
+    def name(self) -> str:
+        """By which a blob is known to people."""
+        suffix = f"-{self.factors}" if self.factors else ""
+        return f"{self.platform}-{self.prompt_tokens}-{self.answer_tokens}{suffix}"
+
+    def path(self, folder: Path) -> Path:
+        """Where the blob of a model's folder lies."""
+        return folder / COMPILED_DIR / f"{self.name}.blob"
+
+
+def builds(platform: str, prompt_tokens: int, border: int | None) -> tuple[Build, ...]:
+    """What is compiled so that each prompt of up to so many tokens, with its answer, finds a blob.
+
+    border   after how many tokens LongRoPE's factors change; None if they never do
+    """
+    if border is None:
+        return (Build(platform, bucket(prompt_tokens), ANSWER_TOKENS, None),)
+    # No prompt beyond the border has the short factors.
+    short = Build(platform, bucket(min(prompt_tokens, border)), ANSWER_TOKENS, "short")
+    if not takes_long_factors(border, prompt_tokens, ANSWER_TOKENS):
+        return (short,)
+    return short, Build(platform, bucket(prompt_tokens), ANSWER_TOKENS, "long")
+
+
+@dataclass(frozen=True, slots=True)
+class Blob(Build):
+    """What is known of a blob.
+
+    openvino   the version that compiled it, to the commit
+    driver     whose compiler made it; None for OpenVINO's own, which depends on no driver
+    model      `model_digest` of the folder it was compiled from
+    """
+
     openvino: str
     driver: str | None
     model: str
@@ -86,11 +127,7 @@ class Blob:
             value = raw.get(name)
             if not isinstance(value, kinds) or isinstance(value, bool):
                 raise CheckpointError(f"{path}: {name} is {shown(value)}")
-        return cls(**{name: raw[name] for name in _KINDS})
-
-    def path(self, folder: Path) -> Path:
-        """Where it lies."""
-        return blob_path(folder, self.platform, self.prompt_tokens, self.answer_tokens)
+        return cls(**{name: raw.get(name) for name in _KINDS})  # type: ignore[arg-type]
 
     def write(self, folder: Path) -> None:
         """Write the record beside the blob, which is taken from then on.
@@ -108,16 +145,12 @@ _KINDS: Mapping[str, tuple[type, ...]] = {
     "platform": (str,),
     "prompt_tokens": (int,),
     "answer_tokens": (int,),
+    "factors": (str, type(None)),
     "openvino": (str,),
     "driver": (str, type(None)),
     "model": (str,),
     "bytes": (int,),
 }
-
-
-def blob_path(folder: Path, platform: str, prompt_tokens: int, answer_tokens: int) -> Path:
-    """Where the blob of a model for a platform and these lengths lies."""
-    return folder / COMPILED_DIR / f"{platform}-{prompt_tokens}-{answer_tokens}.blob"
 
 
 def model_digest(folder: Path) -> str:
@@ -140,22 +173,42 @@ def model_digest(folder: Path) -> str:
     return whole.hexdigest()
 
 
-def find(
-    folder: Path, platform: str, prompt_tokens: int, answer_tokens: int, *, openvino: str, driver: str | None
-) -> tuple[Path | None, str]:
+def find(folder: Path, build: Build, *, openvino: str, driver: str | None) -> tuple[Blob | None, str]:
     """The blob that an NPU can take, or why there is none, as a clause; "" where nothing was compiled ahead.
 
-    platform, openvino, driver   what is here
+    A blob for longer prompts is taken where there is none for these: it gives the same answers.
+
+    openvino, driver   what is here
     """
-    path = blob_path(folder, platform, prompt_tokens, answer_tokens)
-    others = sorted(other.stem for other in path.parent.glob("*.blob"))
-    if not path.is_file():
-        return None, f"this needs {path.stem}, and there is {', '.join(others)}" if others else ""
-    try:
-        why_not = _misfit(Blob.read(path.with_suffix(".json")), path, folder, openvino, driver)
-    except CheckpointError as error:
-        why_not = error.message
-    return (None, why_not) if why_not else (path, "")
+    names = sorted(path.stem for path in build.path(folder).parent.glob("*.blob") if path.is_file())
+    why_not = []
+    for fitting in _that_take(build, names):
+        path = fitting.path(folder)
+        try:
+            blob = Blob.read(path.with_suffix(".json"))
+            misfit = _misfit(blob, path, folder, openvino, driver)
+        except CheckpointError as error:
+            misfit = error.message
+        else:
+            if not misfit:
+                return blob, ""
+        why_not.append(misfit)
+    if names and not why_not:
+        why_not = [f"this needs {build.name}, and there is {', '.join(names)}"]
+    return None, why_not[0] if why_not else ""
+
+
+def _that_take(build: Build, names: Iterable[str]) -> list[Build]:
+    """Those of the named builds that take the prompts of `build`, the shortest first."""
+    taking = []
+    for found in filter(None, map(_NAME.fullmatch, names)):
+        other = replace(build, prompt_tokens=int(found[1]))
+        if other.name == found[0] and other.prompt_tokens >= build.prompt_tokens:
+            taking.append(other)
+    return sorted(taking, key=lambda one: one.prompt_tokens)
+
+
+_NAME = re.compile(r"[^-]+-([1-9]\d{0,8})-.+")
 
 
 def _misfit(blob: Blob, path: Path, folder: Path, openvino: str, driver: str | None) -> str:

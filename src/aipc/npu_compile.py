@@ -1,4 +1,4 @@
-"""Compile a model for an NPU before it gets there: the blob goes into the model's folder."""
+"""Compile a model for an NPU before it gets there: the blobs go into the model's folder."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from aipc import inventory, preflight, prepare
-from aipc.compiled import ANSWER_TOKENS, PLATFORMS, SMALLEST_BUCKET, bucket
-from aipc.errors import StorageError, UnsupportedModelError, UsageError
+from aipc.compiled import PLATFORMS, SMALLEST_BUCKET, builds
+from aipc.errors import StorageError, UsageError
 from aipc.runtimes.base import OPENVINO, Device
 from aipc.types import Progress
 
@@ -24,13 +24,15 @@ def compile_ahead(
     weight_format: str | None = None,
     revision: str | None = None,
     progress: Callable[[Progress], None] | None = None,
-) -> Path:
-    """Compile a model for an NPU, which need not be in this machine; gives the blob.
+) -> tuple[Path, ...]:
+    """Compile a model for an NPU, which need not be in this machine; gives the blobs.
+
+    There is one, or two where LongRoPE's factors change within the lengths asked for: one for each set.
 
     platform        of the NPU: "3720", "4000" …
     prompt_tokens   longest prompt, rounded up to 1024, 2048, 4096 …
     raises          UsageError for an unknown platform or length; what `load` raises; DeviceError where no
-                    compiler for the platform is here; UnsupportedModelError for LongRoPE
+                    compiler for the platform is here
     """
     if platform not in PLATFORMS:
         known = ", ".join(f"{word} ({name})" for word, name in PLATFORMS.items())
@@ -48,33 +50,35 @@ def compile_ahead(
         weight_format=weight_format,
         revision=revision,
     )
-    if ready.rope_border is not None:
-        raise UnsupportedModelError(
-            f"{source} has LongRoPE, whose factors make two models: that is not compiled ahead yet",
-            hint="aipc run compiles it on the NPU itself",
-        )
-    room = min(ready.context_length, runtime.NPU_CONTEXT_LENGTH)
+    room, border = runtime.usable_context(
+        ready.folder, min(ready.context_length, runtime.NPU_CONTEXT_LENGTH), ready.rope_border
+    )
     if prompt_tokens > room:
-        raise UsageError(f"{source} takes {room} tokens on an NPU, not a prompt of {prompt_tokens}")
+        raise UsageError(
+            f"{source} takes {room} tokens on an NPU, not a prompt of {prompt_tokens}",
+            hint="for more, convert its checkpoint with aipc convert" if border != ready.rope_border else "",
+        )
     for note in preflight.check_npu(ready.folder):
         _LOG.warning(note)
-    _check_space(ready.folder)
-    blob: Path = runtime.compile_for_npu(
-        ready.folder, platform, compiler, bucket(prompt_tokens), ANSWER_TOKENS
-    )
-    return blob
+    needed = builds(platform, prompt_tokens, border)
+    if len(needed) > 1:
+        _LOG.warning(
+            "beyond %s tokens of prompt and answer LongRoPE has other factors: two blobs are compiled", border
+        )
+    _check_space(ready.folder, len(needed))
+    return tuple(runtime.compile_for_npu(ready.folder, build, compiler) for build in needed)
 
 
-def _check_space(folder: Path) -> None:
+def _check_space(folder: Path, blobs: int) -> None:
     """Refuse a disk that is too full: a blob of int4 in groups is as large as the weights.
 
     raises   StorageError
     """
     weights = folder / preflight.WEIGHTS_FILE
-    needed = weights.stat().st_size if weights.is_file() else 0
+    needed = blobs * weights.stat().st_size if weights.is_file() else 0
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise StorageError(
-            f"the compiled model may take {needed / 1e9:.1f} GB, and {folder} has {free / 1e9:.1f} GB free",
+            f"what is compiled may take {needed / 1e9:.1f} GB, and {folder} has {free / 1e9:.1f} GB free",
             hint="free some space",
         )

@@ -5,9 +5,11 @@
 
 The compiler comes with OpenVINO's package for Windows and runs under Wine; the first run installs and
 downloads all that in a few minutes, and keeps it. The folder is cut up as OpenVINO GenAI's NPU pipeline
-does it, for the lengths that aipc run compiles for, and nothing may fall back to another device.
+does it, for the lengths that aipc compile takes, and nothing may fall back to another device. Of a folder
+with LongRoPE's two sets of factors those are compiled that prompt and answer may need.
 
-Exit codes: 0 all compiled, 1 something was refused, 2 wrong words, 77 this machine cannot run the check.
+Exit codes: 0 all compiled, 1 something was refused, by the compiler or by aipc run, 2 wrong words, 77 this
+machine cannot run the check.
 """
 
 from __future__ import annotations
@@ -27,9 +29,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import demo
 from compiler import WHEELS, Compiler, Verdict
 
-from aipc.compiled import ANSWER_TOKENS, PLATFORMS, SMALLEST_BUCKET
+from aipc.compiled import ANSWER_TOKENS, PLATFORMS, SMALLEST_BUCKET, Build, builds
 from aipc.errors import AipcError
+from aipc.longrope import border_in
+from aipc.phi3 import read_json_object
 from aipc.preflight import MODEL_FILE, check_npu
+from aipc.runtimes.openvino_errors import translated
+from aipc.runtimes.openvino_factors import has_factors
 from windows import NotHereError, say
 
 # argparse itself ends with 2.
@@ -47,10 +53,8 @@ def main() -> int:
     _remark_on_versions()
     if args.demo:
         return _check_demo(compiler, args)
-    verdicts = [
-        _check(compiler, folder, platform, args) for folder in args.folders for platform in args.platform
-    ]
-    return REFUSED if any(verdict.state != "compiled" for verdict in verdicts) else 0
+    taken = [_taken(compiler, folder, args) for folder in args.folders]
+    return 0 if all(taken) else REFUSED
 
 
 def _arguments() -> argparse.Namespace:
@@ -85,21 +89,52 @@ def _arguments() -> argparse.Namespace:
     return args
 
 
-def _check(compiler: Compiler, folder: Path, platform: str, args: argparse.Namespace) -> Verdict:
-    """Compile, and show what came of it."""
-    verdict = compiler.compile(
-        folder.absolute(),
-        platform,
-        limit_s=args.limit,
-        prompt_tokens=args.prompt_tokens,
-        answer_tokens=args.answer_tokens,
-    )
-    print(json.dumps(dataclasses.asdict(verdict)) if args.json else _line(verdict), flush=True)
+def _taken(compiler: Compiler, folder: Path, args: argparse.Namespace) -> bool:
+    """Whether the compiler takes a folder for each platform, and aipc run does."""
+    verdicts = [
+        _check(compiler, folder, build, args)
+        for platform in args.platform
+        for build in builds(platform, args.prompt_tokens, _border(folder))
+    ]
+    for hint in {_hint(verdict) for verdict in verdicts} - {""}:
+        say(f"  what helps: {hint}")
+    return _suits_aipc(folder) and all(verdict.state == "compiled" for verdict in verdicts)
+
+
+def _hint(verdict: Verdict) -> str:
+    """What to do about a refusal, where aipc knows that; else ""."""
+    if verdict.state != "refused":
+        return ""
+    return translated(RuntimeError(verdict.words), verdict.folder, "NPU").hint
+
+
+def _suits_aipc(folder: Path) -> bool:
+    """Whether aipc run would ask the compiler at all; shows what it says."""
     try:
         for note in check_npu(folder):
             say(f"  aipc run --device NPU notes: {note}")
     except AipcError as error:
         say(f"  aipc run --device NPU refuses it: {error.message}")
+        if error.hint:
+            say(f"  what helps: {error.hint}")
+        return False
+    return True
+
+
+def _border(folder: Path) -> int | None:
+    """Where the folder's factors change, if it can be told which to take."""
+    try:
+        return border_in(read_json_object(folder / "config.json")) if has_factors(folder) else None
+    except AipcError:
+        # The compiler says what is wrong with it.
+        return None
+
+
+def _check(compiler: Compiler, folder: Path, build: Build, args: argparse.Namespace) -> Verdict:
+    """Compile, and show what came of it."""
+    build = dataclasses.replace(build, answer_tokens=args.answer_tokens)
+    verdict = compiler.compile(folder.absolute(), build, limit_s=args.limit)
+    print(json.dumps(dataclasses.asdict(verdict)) if args.json else _line(verdict), flush=True)
     return verdict
 
 
@@ -107,7 +142,10 @@ def _check_demo(compiler: Compiler, args: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="npu-check-") as scratch:
         folders = list(demo.folders(Path(scratch)))
         verdicts = [
-            _check(compiler, folder, platform, args) for folder in folders for platform in demo.PLATFORMS
+            _check(compiler, folder, build, args)
+            for folder in folders
+            for platform in demo.PLATFORMS
+            for build in builds(platform, SMALLEST_BUCKET, None)
         ]
         wrong = [
             f"{verdict.folder} for {verdict.platform} is {verdict.state}"
@@ -115,7 +153,8 @@ def _check_demo(compiler: Compiler, args: argparse.Namespace) -> int:
             if verdict.state != "compiled"
         ]
         for control in demo.controls(Path(scratch)):
-            verdict = compiler.compile(control.folder, control.platform, limit_s=demo.CONTROL_LIMIT_S)
+            (build,) = builds(control.platform, SMALLEST_BUCKET, None)
+            verdict = compiler.compile(control.folder, build, limit_s=demo.CONTROL_LIMIT_S)
             print(f"control    {_line(verdict)}", flush=True)
             wrong += [text for text in [control.wrong(verdict)] if text]
     for text in wrong:

@@ -6,11 +6,14 @@ import json
 import re
 import tempfile
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from aipc.compiled import ANSWER_TOKENS, NPU_ONLY, SMALLEST_BUCKET, pipeline_properties
+from aipc.compiled import NPU_ONLY, Build, pipeline_properties
+from aipc.preflight import MODEL_FILE
+from aipc.runtimes.openvino_factors import folder_with_factors
 from windows import Finished, Wine, compile_c, packages, require_debian_packages, windows_path
 
 HERE = Path(__file__).parent
@@ -58,29 +61,34 @@ class Compiler:
         self._program = packages(cache, WHEELS, [HERE / "compile.c"], _build) / "compile.exe"
         self._wine = Wine(cache)
 
-    def compile(
-        self,
-        folder: Path,
-        platform: str,
-        *,
-        limit_s: float,
-        prompt_tokens: int = SMALLEST_BUCKET,
-        answer_tokens: int = ANSWER_TOKENS,
-    ) -> Verdict:
+    def compile(self, folder: Path, build: Build, *, limit_s: float) -> Verdict:
         """Compile a folder as the NPU pipeline would, with no other device to fall back to."""
         properties = {
             "NPU_COMPILER_TYPE": "PLUGIN",
-            "NPU_PLATFORM": platform,
+            "NPU_PLATFORM": build.platform,
             **NPU_ONLY,
-            **pipeline_properties(prompt_tokens, answer_tokens),
+            **pipeline_properties(build.prompt_tokens, build.answer_tokens),
         }
+        name = folder.name + (f", {build.factors} factors" if build.factors else "")
         # A blob may be as large as the weights: too large for a /tmp in memory.
-        with tempfile.TemporaryDirectory(prefix=".partial-", dir=self._cache) as scratch:
+        with (
+            tempfile.TemporaryDirectory(prefix=".partial-", dir=self._cache) as scratch,
+            _told(folder, build) as model,
+        ):
             blob = Path(scratch) / "model.blob"
-            arguments = [windows_path(folder / "openvino_model.xml"), windows_path(blob)]
+            arguments = [windows_path(model / MODEL_FILE), windows_path(blob)]
             arguments += [f"{key}={value}" for key, value in properties.items()]
             done = self._wine.run(self._program, arguments, limit_s)
-            return verdict(done, folder.name, platform, blob.stat().st_size if blob.is_file() else 0)
+            return verdict(done, name, build.platform, blob.stat().st_size if blob.is_file() else 0)
+
+
+def _told(folder: Path, build: Build) -> AbstractContextManager[Path]:
+    """The folder that is compiled: this, or one with a single set of LongRoPE's factors."""
+    return (
+        nullcontext(folder)
+        if build.factors is None
+        else folder_with_factors(folder, long=build.factors == "long")
+    )
 
 
 def _build(folder: Path) -> None:

@@ -15,7 +15,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.epilog = (
         "The first run on an NPU compiles for minutes. Here one machine does it for many, and needs no NPU: "
         "the blob goes into the model's folder. Copied to a machine with that NPU and the same version of "
-        "OpenVINO, aipc run FOLDER --device NPU takes it. The compiler comes with OpenVINO for Windows; on "
+        "OpenVINO, aipc run FOLDER --device NPU takes it. A model with LongRoPE (such as Phi-3.5-mini) "
+        "computes texts of more than 4096 tokens otherwise: where the longest prompt and an answer of 1024 "
+        "come to more, a second blob is made for them. The compiler comes with OpenVINO for Windows; on "
         "Linux the NPU's driver has one, for its own NPU."
     )
     parser.add_argument("model", metavar="MODEL", help="alias (demo, phi-3-mini, ...), hub id or folder")
@@ -39,12 +41,12 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace) -> int:
-    """Compile, show the blob's path on stdout, and return the exit code."""
+    """Compile, show the path of each blob on stdout, and return the exit code."""
     from aipc.npu_compile import compile_ahead
 
     start_s = time.perf_counter()
     with console.progress(f"compiling {args.model} for NPU {args.npu}") as progress:
-        blob = compile_ahead(
+        blobs = compile_ahead(
             args.model,
             args.npu,
             prompt_tokens=args.prompt_tokens,
@@ -52,7 +54,8 @@ def run(args: Namespace) -> int:
             revision=args.revision,
             progress=progress,
         )
-    console.note(f"[{console.size(blob.stat().st_size)} · {time.perf_counter() - start_s:.1f} s]")
-    console.note(f"on each machine with that NPU: aipc run {blob.parent.parent} --device NPU")
-    console.write_answer(f"{blob}\n")
+    size = sum(blob.stat().st_size for blob in blobs)
+    console.note(f"[{console.size(size)} · {time.perf_counter() - start_s:.1f} s]")
+    console.note(f"on each machine with that NPU: aipc run {blobs[0].parent.parent} --device NPU")
+    console.write_answer("".join(f"{blob}\n" for blob in blobs))
     return 0

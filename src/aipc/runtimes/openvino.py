@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 
-from aipc.compiled import NPU_ONLY, Blob, blob_path, model_digest, pipeline_properties
+from aipc.compiled import NPU_ONLY, Blob, Build, model_digest, pipeline_properties
 from aipc.errors import DeviceError, MissingExtraError, StorageError, UsageError
 from aipc.phi3 import read_json_object
+from aipc.preflight import MODEL_FILE
 from aipc.runtimes import openvino_devices
 from aipc.runtimes.base import OPENVINO, Device
-from aipc.runtimes.openvino_factors import has_factors
+from aipc.runtimes.openvino_factors import description_with_factors, has_factors
 from aipc.runtimes.process import EngineProcess, Worker
 from aipc.runtimes.session import EngineScorer, EngineSession
 from aipc.windows_files import move
@@ -57,20 +59,32 @@ def open_session(
     if device == "NPU" and context_length > NPU_CONTEXT_LENGTH:
         notes += (f"on the NPU, prompt and answer together take {NPU_CONTEXT_LENGTH} tokens",)
         context_length = NPU_CONTEXT_LENGTH
-    if rope_border is not None and not has_factors(folder):
+    context_length, border = usable_context(folder, context_length, rope_border)
+    if border != rope_border:
         notes += (
             f"this folder was made by others, and cannot be told LongRoPE's factors: it takes {rope_border} "
             "tokens; for more, convert the checkpoint",
         )
-        context_length, rope_border = min(context_length, rope_border), None
     words = _kv_cache_property(kv_cache, device) | dict(properties or {})
     options = _options(
-        folder, device, exact=exact, properties=words, compiled_dir=compiled_dir, rope_border=rope_border
+        folder, device, exact=exact, properties=words, compiled_dir=compiled_dir, rope_border=border
     )
     worker = Worker(_ENGINE, options)
     session = OpenVINOSession(worker, _vocab_size(folder), context_length, precision + ", exact" * exact)
     session.notes += notes
     return session
+
+
+def usable_context(folder: Path, context_length: int, rope_border: int | None) -> tuple[int, int | None]:
+    """The most tokens of a folder, and the border that its pipelines can be told of.
+
+    In a folder that others made they can be told of none, and compute with the short factors up to there.
+
+    raises   CheckpointError
+    """
+    if rope_border is None or has_factors(folder):
+        return context_length, rope_border
+    return min(context_length, rope_border), None
 
 
 def npu_compiler(platform: str) -> dict[str, str]:
@@ -92,31 +106,35 @@ def npu_compiler(platform: str) -> dict[str, str]:
     )
 
 
-def compile_for_npu(
-    folder: Path, platform: str, compiler: Mapping[str, str], prompt_tokens: int, answer_tokens: int
-) -> Path:
+def compile_for_npu(folder: Path, build: Build, compiler: Mapping[str, str]) -> Path:
     """Compile a folder for an NPU; gives the blob, which lies in the folder: a whole one, or the last.
 
-    platform   "4000": the word for it in `aipc.compiled.PLATFORMS`
     compiler   what `npu_compiler` gave
     raises     DeviceError, SchemeError, CheckpointError, StorageError, RuntimeFailedError
     """
-    blob = blob_path(folder, platform, prompt_tokens, answer_tokens)
-    partial = blob.with_suffix(".partial")
+    blob = build.path(folder)
+    partial, description = blob.with_suffix(".partial"), blob.with_suffix(".xml")
+    model = folder / MODEL_FILE if build.factors is None else description
     options = {
         "folder": str(folder),
-        "platform": platform,
+        "platform": build.platform,
+        "model": model.relative_to(folder).as_posix(),
         "blob": partial.relative_to(folder).as_posix(),
-        "properties": {**pipeline_properties(prompt_tokens, answer_tokens), **NPU_ONLY, **compiler},
+        "properties": {
+            **pipeline_properties(build.prompt_tokens, build.answer_tokens),
+            **NPU_ONLY,
+            **compiler,
+        },
     }
     try:
         blob.parent.mkdir(exist_ok=True)
+        if build.factors is not None:
+            edited = description_with_factors(folder, long=build.factors == "long")
+            description.write_text(edited, encoding="utf-8")
         process = EngineProcess(_COMPILER, options)
         process.close()
         record = Blob(
-            platform=platform,
-            prompt_tokens=prompt_tokens,
-            answer_tokens=answer_tokens,
+            **asdict(build),
             openvino=process.ready["openvino"],
             driver=process.ready["driver"],
             model=model_digest(folder),
@@ -128,7 +146,8 @@ def compile_for_npu(
     except OSError as exc:
         raise StorageError(f"{blob} cannot be written: {exc.strerror or exc}") from exc
     finally:
-        partial.unlink(missing_ok=True)
+        for path in (partial, description):
+            path.unlink(missing_ok=True)
     record.write(folder)
     return blob
 

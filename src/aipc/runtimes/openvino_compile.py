@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from aipc.errors import AipcError, DeviceError, require
-from aipc.preflight import MODEL_FILE
+from aipc.preflight import WEIGHTS_FILE
 from aipc.runtimes.engine import Inbox, Outbox, serve
 from aipc.runtimes.openvino_devices import npu_here
 from aipc.runtimes.openvino_errors import translated
@@ -27,12 +27,14 @@ class Options:
     """What `openvino.compile_for_npu` hands over.
 
     platform     that the NPU here must have where its driver's compiler is taken
+    model        the description to compile, as a path in `folder`; its weights are the folder's
     blob         the file to write, as a path in `folder`
     properties   for the compiler
     """
 
     folder: str
     platform: str
+    model: str
     blob: str
     properties: Mapping[str, str]
 
@@ -73,7 +75,8 @@ def compile_folder(options: Options) -> Done:
     # From inside the folder every path is ASCII, whatever system and code page read it.
     with contextlib.chdir(options.folder):
         call("ov_core_create", ctypes.byref(core))
-        call("ov_core_read_model", core, MODEL_FILE.encode(), None, ctypes.byref(model))
+        files = options.model.encode(), WEIGHTS_FILE.encode()
+        call("ov_core_read_model", core, *files, ctypes.byref(model))
         count = ctypes.c_size_t(len(words))
         call("ov_core_compile_model", core, model, b"NPU", count, ctypes.byref(compiled), *words)
         call("ov_compiled_model_export_model", compiled, options.blob.encode())

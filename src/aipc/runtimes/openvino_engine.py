@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from aipc import compiled, memory, preflight
-from aipc.compiled import ANSWER_TOKENS, NPU_ONLY, bucket
+from aipc.compiled import ANSWER_TOKENS, NPU_ONLY, Build, Factors, bucket
 from aipc.errors import AipcError, DeviceError, RuntimeFailedError, UsageError, require
 from aipc.longrope import takes_long_factors
 from aipc.runtimes.engine import Engine, Inbox, Outbox, Request, serve
@@ -456,44 +456,46 @@ class NPUPipelines:
         if self._pipeline is None or prompt_tokens > self._prompt_tokens or long is not self._long:
             # Both at once may be more than the memory holds.
             self._pipeline = None
-            self._pipeline = self._open(bucket(prompt_tokens), ANSWER_TOKENS, long=long)
-            self._prompt_tokens, self._long = bucket(prompt_tokens), long
+            needed = bucket(prompt_tokens)
+            self._pipeline = self._import(needed, long=long) or self._compile(needed, long=long)
+            self._long = long
         return self._pipeline
 
-    def _open(self, prompt_tokens: int, answer_tokens: int, *, long: bool) -> genai.LLMPipeline:
-        """The pipeline for these lengths, compiled ahead or now."""
-        imported = self._import(prompt_tokens, answer_tokens) if self._options.rope_border is None else None
-        return imported or self._compile(prompt_tokens, answer_tokens, long=long)
-
-    def _import(self, prompt_tokens: int, answer_tokens: int) -> genai.LLMPipeline | None:
-        """What was compiled ahead for these lengths, or None."""
+    def _import(self, prompt_tokens: int, *, long: bool) -> genai.LLMPipeline | None:
+        """What was compiled ahead for such prompts, or None."""
         folder = Path(self._options.folder)
-        versions = {"openvino": openvino.get_version(), "driver": self._driver}
-        blob, why_not = compiled.find(folder, self._platform, prompt_tokens, answer_tokens, **versions)
+        factors: Factors | None = None
+        if self._options.rope_border is not None:
+            factors = "long" if long else "short"
+        build = Build(self._platform, prompt_tokens, ANSWER_TOKENS, factors)
+        blob, why_not = compiled.find(folder, build, openvino=openvino.get_version(), driver=self._driver)
         if blob is not None:
-            weights = folder / preflight.WEIGHTS_FILE
-            properties = {**NPU_ONLY, "BLOB_PATH": str(blob), "WEIGHTS_PATH": str(weights)}
+            path, weights = blob.path(folder), folder / preflight.WEIGHTS_FILE
+            properties = {**NPU_ONLY, "BLOB_PATH": str(path), "WEIGHTS_PATH": str(weights)}
             try:
-                pipeline = _pipeline(self._options, properties | dict(self._options.properties), long=False)
+                pipeline = _pipeline(self._options, properties | dict(self._options.properties), long=long)
             except AipcError as error:
-                why_not = f"{blob.name}: {error.message}"
+                why_not = f"{path.name}: {error.message}"
             else:
-                self.notes.append(f"{blob.name} is taken, which was compiled ahead")
+                self._prompt_tokens = blob.prompt_tokens
+                self.notes.append(f"{path.name} is taken, which was compiled ahead")
                 return pipeline
         if why_not:
             self.notes.append(f"what was compiled ahead is not taken: {why_not}; it is compiled now")
         return None
 
-    def _compile(self, prompt_tokens: int, answer_tokens: int, *, long: bool) -> genai.LLMPipeline:
-        shapes = f"{prompt_tokens}-{answer_tokens}"
+    def _compile(self, prompt_tokens: int, *, long: bool) -> genai.LLMPipeline:
+        shapes = f"{prompt_tokens}-{ANSWER_TOKENS}"
         properties: dict[str, Any] = {
             **NPU_ONLY,
             "MAX_PROMPT_LEN": prompt_tokens,
-            "MIN_RESPONSE_LEN": answer_tokens,
+            "MIN_RESPONSE_LEN": ANSWER_TOKENS,
             **self._options.cache_dir(shapes, long=long),
             **self._options.properties,
         }
-        return _pipeline(self._options, properties, long=long)
+        pipeline = _pipeline(self._options, properties, long=long)
+        self._prompt_tokens = prompt_tokens
+        return pipeline
 
 
 def _load_npu(options: Options) -> SerialEngine:

@@ -38,22 +38,35 @@ def folder_with_factors(folder: Path, *, long: bool) -> Iterator[Path]:
 
     raises   CheckpointError, StorageError
     """
-    xml = _description(folder)
-    place = _places(xml)["long" if long else "short"]
+    description = description_with_factors(folder, long=long)
     with tempfile.TemporaryDirectory(prefix="aipc-", ignore_cleanup_errors=True) as name:
         variant = Path(name)
         try:
             for path in folder.iterdir():
                 if path.is_file() and path.name != OPENVINO.model_file:
                     _link(path.resolve(), variant / path.name)
-            edited = _SET.sub(rf"\g<1>{place}\g<4>", xml)
-            (variant / OPENVINO.model_file).write_text(edited, encoding="utf-8")
+            (variant / OPENVINO.model_file).write_text(description, encoding="utf-8")
         except OSError as exc:
             raise StorageError(
                 f"a second description of {folder} cannot be written to {variant}: {exc.strerror or exc}",
                 hint="make room there, or point TMPDIR or TEMP to another disk",
             ) from exc
         yield variant
+
+
+def description_with_factors(folder: Path, *, long: bool) -> str:
+    """The text of openvino_model.xml with one set of factors in the place of both.
+
+    raises   CheckpointError, also where the folder's two sets cannot be told apart
+    """
+    xml = _description(folder)
+    places = _places(xml)
+    if set(places) != {"short", "long"}:
+        raise CheckpointError(
+            f"{folder} was made by others, and its two sets of LongRoPE's factors cannot be told apart",
+            hint="convert the checkpoint with aipc convert",
+        )
+    return _SET.sub(rf"\g<1>{places['long' if long else 'short']}\g<4>", xml)
 
 
 def _description(folder: Path) -> str:
