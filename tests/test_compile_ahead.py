@@ -144,6 +144,15 @@ def test_the_shortest_blob_that_takes_the_prompts_is_found(tmp_path: Path) -> No
     assert found(1024, None) is None
 
 
+def test_a_blob_for_longer_prompts_gives_the_references_tokens(model: RandomModel, tmp_path: Path) -> None:
+    folder = tmp_path / "copied"
+    shutil.copytree(model.folder, folder, ignore=shutil.ignore_patterns("npu"))
+    compile_for_npu(folder, replace(BUILD, prompt_tokens=2048), PROPERTIES)
+    tokens, notes = tokens_and_notes(model, folder)
+    assert tokens == list(model.reference.generate(ids(30), GREEDY))
+    assert notes == ("CPU-2048-1024.blob is taken, which was compiled ahead",)
+
+
 def test_what_openvino_refuses_to_import_is_compiled(model: RandomModel, tmp_path: Path) -> None:
     folder = tmp_path / "copied"
     shutil.copytree(model.folder, folder)
