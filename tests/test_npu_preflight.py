@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from aipc import preflight
 from aipc.errors import CheckpointError, SchemeError
-from aipc.preflight import Constant, check_npu, constants, weight_format
+from aipc.preflight import Constant, check_npu, constants, int4_group, weight_format
 
 LAYER = (
     '<layer id="{id}" name="layers.{id}.weight" type="Const" version="opset1">'
@@ -50,6 +50,21 @@ def test_the_weight_format_is_that_of_the_smallest_numbers(
     tmp_path: Path, weights: list[tuple[str, str]], expected: str
 ) -> None:
     assert weight_format(describe(tmp_path, *weights)) == expected
+
+
+@pytest.mark.parametrize(
+    ("weights", "expected"),
+    [
+        ([("i4", "3072,24,128"), ("f16", "3072,24,1"), ("u8", "32064,3072"), ("u8", "32064,1")], 128),
+        ([("u4", "3072,24,128"), ("u4", "3072,24,1"), ("i4", "3072,48,64")], 64),
+        ([("i4", "3072,8192"), ("f16", "3072,1")], 8192),
+        ([("i8", "3072,8192"), ("f16", "3072,1")], None),
+    ],
+)
+def test_the_int4_group_is_that_of_the_matrix_where_it_is_smallest(
+    tmp_path: Path, weights: list[tuple[str, str]], expected: int | None
+) -> None:
+    assert int4_group(describe(tmp_path, *weights)) == expected
 
 
 def test_constants_are_read_in_order(tmp_path: Path) -> None:

@@ -22,7 +22,8 @@ from aipc.errors import (
 from aipc.runtimes import openvino_engine
 from aipc.runtimes.engine import Request
 from aipc.runtimes.openvino import available_devices, open_session
-from aipc.runtimes.openvino_engine import BatchEngine, Options, SerialEngine
+from aipc.runtimes.openvino_engine import EXACT, BatchEngine, Options, SerialEngine, arithmetic
+from aipc.runtimes.openvino_scoring import ScoringEngine
 from aipc.runtimes.openvino_errors import gist, translated
 from aipc.runtimes.session import EngineSession
 from aipc.types import Sampling
@@ -42,6 +43,11 @@ def session(model: RandomModel) -> Iterator[EngineSession]:
     session = model.open(exact=True)
     yield session
     session.close()
+
+
+@pytest.fixture(scope="module")
+def int4(tmp_path_factory: pytest.TempPathFactory) -> RandomModel:
+    return RandomModel("openvino", tmp_path_factory.mktemp("int4"), GQA, weight_format="int4", group_size=-1)
 
 
 @pytest.fixture(scope="module")
@@ -405,3 +411,25 @@ def test_the_npu_pipeline_gives_the_cpus_tokens_for_int4(tmp_path: Path, recipe:
 def test_the_npu_has_no_exact_arithmetic(model: RandomModel) -> None:
     with pytest.raises(DeviceError, match="float16"):
         openvino_engine.load(Options(str(model.folder), "NPU", True, NPU_ON_CPU, None))
+
+
+def test_inputs_of_int4_products_are_quantised_in_groups_that_fit_the_weights(int4: RandomModel) -> None:
+    options = Options(str(int4.folder), "CPU", False, {}, None)
+    assert arithmetic(options) == {"DYNAMIC_QUANTIZATION_GROUP_SIZE": 64}
+    assert arithmetic(replace(options, device="GPU.0")) == {}
+    assert arithmetic(replace(options, exact=True)) == EXACT
+
+
+def test_folders_without_int4_keep_what_the_runtime_takes(model: RandomModel) -> None:
+    assert arithmetic(Options(str(model.folder), "CPU", False, {}, None)) == {}
+
+
+@pytest.mark.parametrize(
+    ("properties", "expected"), [({}, 64), ({"DYNAMIC_QUANTIZATION_GROUP_SIZE": 32}, 32)]
+)
+def test_scores_are_those_of_the_same_arithmetic_and_a_person_has_the_last_word(
+    int4: RandomModel, properties: dict[str, int], expected: int
+) -> None:
+    scorer = ScoringEngine(Options(str(int4.folder), "CPU", False, properties, None))
+    compiled_model = scorer._request.get_compiled_model()
+    assert compiled_model.get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE") == expected

@@ -96,6 +96,15 @@ def weight_format(folder: Path) -> str:
     return next((name for kinds, name in _FORMATS if found & kinds), "unknown")
 
 
+def int4_group(folder: Path) -> int | None:
+    """How many int4 weights share a scale, in the matrix where that is fewest; None for a folder without any.
+
+    raises   CheckpointError
+    """
+    matrices = (item for item in constants(folder / MODEL_FILE) if item.is_matrix)
+    return min((item.shape[-1] for item in matrices if item.element_type in _INT4), default=None)
+
+
 def constants(path: Path) -> Iterator[Constant]:
     """The constants that an IR's XML describes, in its order; the file is not trusted.
 

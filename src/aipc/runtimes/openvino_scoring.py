@@ -17,7 +17,7 @@ from aipc import preflight
 from aipc.compiled import ANSWER_TOKENS, NPU_ONLY, bucket
 from aipc.errors import CheckpointError, RuntimeFailedError, require
 from aipc.runtimes.engine import Inbox, Outbox, Request, serve
-from aipc.runtimes.openvino_engine import CHUNK_TOKENS, EXACT, Options, require_device
+from aipc.runtimes.openvino_engine import CHUNK_TOKENS, Options, arithmetic, require_device
 from aipc.runtimes.openvino_errors import gist, translated
 
 # The first import decides whether OpenVINO's telemetry comes with it.
@@ -129,7 +129,7 @@ class ScoringEngine:
         asked = self._options
         shapes = str(self._prompt_tokens) if self._is_npu else ""
         wanted = {
-            **(EXACT if asked.exact else {}),
+            **arithmetic(asked),
             **properties,
             **asked.cache_dir(shapes, long=self._long),
             **asked.properties,
