@@ -23,8 +23,8 @@ from aipc.runtimes import openvino_engine
 from aipc.runtimes.engine import Request
 from aipc.runtimes.openvino import available_devices, open_session
 from aipc.runtimes.openvino_engine import EXACT, BatchEngine, Options, SerialEngine, arithmetic
-from aipc.runtimes.openvino_scoring import ScoringEngine
 from aipc.runtimes.openvino_errors import gist, translated
+from aipc.runtimes.openvino_scoring import ScoringEngine
 from aipc.runtimes.session import EngineSession
 from aipc.types import Sampling
 from checkpoints import GQA, LONGROPE
