@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from aipc.errors import CheckpointError, UnsupportedModelError, UsageError
-from aipc.text import StopFilter, Text
+from aipc.text import StopFilter, Text, sandbox
 from aipc.text.template import ChatTemplate
 from aipc.text.tokenizer import load_tokenizer
 from aipc.types import Message
@@ -199,6 +200,15 @@ def test_templates_render_as_hugging_face_renders_them(source: str, expected: st
 
 def test_the_time_is_written() -> None:
     assert render("{{ strftime_now('%Y') }}").startswith("20")
+
+
+def test_waiting_for_a_processor_is_no_fault_of_the_template(monkeypatch: pytest.MonkeyPatch) -> None:
+    def held_up(words: str) -> str:
+        threading.Event().wait(0.3)
+        return words
+
+    monkeypatch.setattr(sandbox, "_strftime_now", held_up)
+    assert render("{{ strftime_now('late') }}{{ 1 + 1 }}") == "late2"
 
 
 def test_a_refusal_of_the_template_is_the_callers_error() -> None:

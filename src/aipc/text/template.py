@@ -39,7 +39,7 @@ class ChatTemplate:
 
     origin    the file it comes from, for messages
     special   texts of the special tokens that a template may name: bos_token, eos_token, ...
-    seconds   a rendering that takes longer is given up
+    seconds   a rendering that takes more of a processor is given up
     raises    CheckpointError if it is not a template
     """
 
@@ -82,7 +82,7 @@ class ChatTemplate:
 
     def _sandbox(self, characters: int) -> Sandbox:
         budget = _BASE_BUDGET + _BUDGET_PER_CHARACTER * characters
-        return Sandbox(budget, time.monotonic() + self._seconds)
+        return Sandbox(budget, time.thread_time() + self._seconds)
 
     def _broken(self, exc: BaseException) -> CheckpointError:
         what = exc if isinstance(exc, OverrunError) else f"{type(exc).__name__}: {exc}"
