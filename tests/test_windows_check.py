@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import subprocess
 import sys
 import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,7 +21,9 @@ TOOL = Path(__file__).parents[1] / "tools" / "windows_check"
 sys.path.insert(0, str(TOOL))
 
 if os.name != "nt":
+    import packed_python
     import windows_python
+    from pulse import Patience, Pulse
 
     from windows import NotHereError
 
@@ -60,7 +64,7 @@ def test_each_wheel_gives_what_belongs_to_a_python(tmp_path: Path) -> None:
         wheel(tmp_path, "msvc_runtime", f"{scripts}/vcruntime140.dll", "msvc_runtime.cp311-win_amd64.pyd"),
         wheel(tmp_path, "numpy", "numpy/__init__.py", "numpy.libs/blas.dll", "numpy-1.0.data/scripts/f2py"),
     ):
-        windows_python._unpack(made, python)
+        packed_python._unpack(made, python)
     found = sorted(path.relative_to(python).as_posix() for path in python.rglob("*") if path.is_file())
     packages = "Lib/site-packages"
     assert found == [
@@ -79,7 +83,7 @@ def test_another_python_has_another_library(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_every_package_has_one_version_and_a_hash() -> None:
-    lines = windows_python.PACKAGES.read_text(encoding="utf-8").splitlines()
+    lines = packed_python.PACKAGES.read_text(encoding="utf-8").splitlines()
     pinned = [line for line in lines if not line.startswith("#")]
     assert {"panda3d", "msvc-runtime", "numpy", "openvino", "onnxruntime"} <= {
         line.partition("==")[0] for line in pinned
@@ -115,3 +119,122 @@ def test_a_file_that_is_missing_is_a_difference(check: ModuleType, tmp_path: Pat
     one, other = folder(tmp_path / "one"), folder(tmp_path / "other")
     (one / "aipc.json").unlink()
     assert check._difference(one, other) == "!differ from those of Linux: aipc.json"
+
+
+class HalfWine:
+    """In Wine's place: this machine's own Python, and what it was asked to do."""
+
+    def __init__(self, folder: Path) -> None:
+        self.prefix = folder
+        self.restarts = 0
+
+    def start(
+        self, program: Path, arguments: Sequence[str], err: int, environment: Mapping[str, str]
+    ) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [str(program), *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=err,
+            env={**environment, "WINEPREFIX": str(self.prefix)},
+            start_new_session=True,
+        )
+
+    def restart(self) -> None:
+        self.restarts += 1
+
+
+@pytest.fixture
+def half_wine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, HalfWine]:
+    """A WindowsPython that starts programs of Linux."""
+    monkeypatch.setattr(windows_python, "_ASLEEP_S", 0.5)
+    monkeypatch.setattr(windows_python, "_LOOK_S", 0.05)
+    monkeypatch.setattr(windows_python, "windows_path", str)
+    wine = HalfWine(tmp_path)
+    python = windows_python.WindowsPython.__new__(windows_python.WindowsPython)
+    python._wine, python._program = wine, Path(sys.executable)
+    return python, wine
+
+
+BEGINS = "import os, sys, time; open(os.environ['AIPC_CHECK_BEGAN'], 'w').close(); "
+
+
+def test_a_program_is_heard_to_its_end(half_wine: tuple[Any, HalfWine]) -> None:
+    python, wine = half_wine
+    code = BEGINS + "print('x' * 200_000); print('words', file=sys.stderr); sys.exit(3)"
+    ran = python.run(["-c", code], 60)
+    assert (ran.code, len(ran.stdout), ran.stderr, ran.why, ran.anew) == (3, 200_001, "words\n", "", 0)
+    assert wine.restarts == 0
+
+
+def test_who_holds_the_pipes_for_longer_is_not_waited_for(half_wine: tuple[Any, HalfWine]) -> None:
+    python, _ = half_wine
+    started = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', sys.argv[1]])"
+    # Until the file is there, it holds the pipes that it has from its parent.
+    let_go = python._wine.prefix / "let-go"
+    holds = f"import os\nwhile not os.path.exists({str(let_go)!r}): pass"
+    try:
+        ran = python.run(["-c", BEGINS + started, holds], 60)
+    finally:
+        let_go.touch()
+    assert ran.code == 0
+
+
+def test_what_begins_and_sleeps_is_ended_and_not_started_again(half_wine: tuple[Any, HalfWine]) -> None:
+    python, wine = half_wine
+    ran = python.run(["-c", BEGINS + "print('so far', flush=True); time.sleep(600)"], 60)
+    assert ran.code is None
+    assert ran.why == "did nothing for 0.5 s"
+    assert (ran.stdout, ran.anew, wine.restarts) == ("so far\n", 0, 1)
+
+
+def test_what_never_begins_is_started_anew_and_then_given_up(half_wine: tuple[Any, HalfWine]) -> None:
+    python, wine = half_wine
+    ran = python.run(["-c", "import time; time.sleep(600)"], 60)
+    assert ran.code is None
+    assert ran.why.endswith("before its first line")
+    assert (ran.anew, wine.restarts) == (2, 3)
+
+
+def test_what_begins_at_the_second_try_counts(half_wine: tuple[Any, HalfWine], tmp_path: Path) -> None:
+    python, _ = half_wine
+    tried = tmp_path / "tried"
+    code = (
+        f"import os, time; os.path.exists({str(tried)!r}) or (open({str(tried)!r}, 'w'), time.sleep(600)); "
+    )
+    ran = python.run(["-c", code + BEGINS + "print('done')"], 60)
+    assert (ran.code, ran.stdout, ran.anew) == (0, "done\n", 1)
+
+
+def test_a_failure_that_is_no_hang_is_not_tried_again(half_wine: tuple[Any, HalfWine]) -> None:
+    python, wine = half_wine
+    ran = python.run(["-c", "import sys; sys.exit(1)"], 60)
+    assert (ran.code, ran.anew, wine.restarts) == (1, 0, 0)
+
+
+def test_what_works_without_end_is_ended_at_its_limit(half_wine: tuple[Any, HalfWine]) -> None:
+    python, _ = half_wine
+    ran = python.run(["-c", BEGINS + "\nwhile True: pass"], 2)
+    assert (ran.code, ran.why) == (None, "took more than 2 s")
+
+
+def test_sleep_counts_from_the_last_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = iter(
+        [Pulse(True, 1), Pulse(False, 2), Pulse(False, 2), Pulse(False, 3), Pulse(False, 3), Pulse(True, 3)]
+    )
+    patience = Patience("A=b", tmp_path)
+    monkeypatch.setattr(patience, "pulse", lambda: next(seen))
+    assert [patience.asleep_s(now) for now in (10, 11, 13, 14, 18, 19)] == [0, 0, 2, 0, 4, 0]
+
+
+def test_who_waits_in_the_server_is_not_asleep(tmp_path: Path) -> None:
+    environment = {"WINEPREFIX": str(tmp_path)}
+    words = [sys.executable, "-c", "print('up', flush=True)\nwhile True: pass"]
+    with subprocess.Popen(words, env=environment, stdout=subprocess.PIPE) as server:
+        try:
+            assert server.stdout is not None
+            server.stdout.readline()
+            assert Patience("AIPC=none", tmp_path).pulse() == Pulse(True, 0)
+        finally:
+            server.kill()
+    assert Patience("AIPC=none", tmp_path).pulse() == Pulse(False, 0)

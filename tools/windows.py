@@ -68,17 +68,17 @@ class Wine:
         if loader is None:
             raise NotHereError(f"Wine is not installed; on Debian and Ubuntu: sudo {apt_line(WINE)}")
         self._loader = loader
-        self._prefix = cache / prefix
+        self.prefix = cache / prefix
         self._environment = {
             **{name: value for name, value in os.environ.items() if name != "DISPLAY"},
-            "WINEPREFIX": str(self._prefix),
+            "WINEPREFIX": str(self.prefix),
             "WINEARCH": "win64",
             "WINEDEBUG": "-all",
             "WINEDLLOVERRIDES": f"mscoree,mshtml,winedbg.exe=;{','.join([_NATIVE, *native])}=n",
             **(environment or {}),
         }
         with locked(cache):
-            if not (self._prefix / "system.reg").is_file():
+            if not (self.prefix / "system.reg").is_file():
                 self._make_prefix()
 
     def start(
@@ -114,22 +114,55 @@ class Wine:
                 kill(process)
             return Finished(code, *(_text(stream) for stream in (out, err)))
 
+    @contextmanager
+    def up(self) -> Iterator[None]:
+        """Windows is up once for many programs, and this process alone has the prefix.
+
+        Debian's wrapper ends Wine's server with the last program. So each program would start the server and
+        the services anew, beside those of the one before, which are on their way out.
+        """
+        with locked(self.prefix.parent, f".{self.prefix.name}-in-use"):
+            self.end_all()
+            self._boot()
+            try:
+                yield
+            finally:
+                self.end_all()
+
+    def restart(self) -> None:
+        """End whatever runs in this prefix, and have Windows up again; within `up`."""
+        self.end_all()
+        self._boot()
+
     def end_all(self) -> None:
         """End whatever runs in this prefix: programs that a program which was killed had started."""
-        command = [_which("wineserver") or "wineserver", "--kill"]
-        subprocess.run(command, env=self._environment, check=False, timeout=_PREFIX_LIMIT_S)
+        self._server("--kill")
+        self._server("--wait")
 
-    def _make_prefix(self) -> None:
-        say("making a Wine prefix")
-        prefix = self._prefix
-        shutil.rmtree(prefix, ignore_errors=True)
-        done = self.run(Path("wineboot"), ["--init"], _PREFIX_LIMIT_S)
+    def _boot(self) -> None:
+        # It returns when the server answers, and wineboot when the services were told to start.
+        self._server("--persistent")
+        done = self.run(Path("wineboot"), [], _PREFIX_LIMIT_S)
+        if done.code != 0:
+            raise RuntimeError(f"Wine did not start: wineboot ended with {done.code}: {done.stderr[-500:]}")
+
+    def _server(self, word: str) -> None:
         subprocess.run(
-            [_which("wineserver") or "wineserver", "--wait"],
+            [_which("wineserver") or "wineserver", word],
             env=self._environment,
             check=False,
             timeout=_PREFIX_LIMIT_S,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
+
+    def _make_prefix(self) -> None:
+        say("making a Wine prefix")
+        prefix = self.prefix
+        shutil.rmtree(prefix, ignore_errors=True)
+        done = self.run(Path("wineboot"), ["--init"], _PREFIX_LIMIT_S)
+        self._server("--wait")
         if done.code != 0 or not (prefix / "system.reg").is_file():
             shutil.rmtree(prefix, ignore_errors=True)
             raise NotHereError(f"Wine could not make its prefix {prefix}: {done.stderr[-500:]}")
@@ -279,11 +312,15 @@ def compile_c(arguments: Sequence[str | Path]) -> None:
 
 
 @contextmanager
-def locked(cache: Path) -> Iterator[None]:
-    """One set-up at a time."""
+def locked(cache: Path, name: str = ".lock") -> Iterator[None]:
+    """One process at a time: for a set-up, or for whatever else has a name."""
     cache.mkdir(parents=True, exist_ok=True)
-    with (cache / ".lock").open("w", encoding="utf-8") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with (cache / name).open("w", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"waiting for another process that uses {cache}")
+            fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 

@@ -1,10 +1,13 @@
 """Run aipc itself on Windows, as far as Linux can: with CPython for Windows, under Wine.
 
-usage: python tools/windows_check [--tests NAME ...] [--limit SECONDS] [--cache DIR]
+usage: python tools/windows_check [--short | --tests NAME ...] [--limit SECONDS] [--cache DIR]
 
 It converts the demo model for both runtimes and compares the folders with those that Linux writes, asks both
 runtimes a question, and runs tests of aipc, each file by itself. As root of a Debian it installs Wine and a C
 compiler first. The exit code is 77 where this machine cannot run it.
+
+A program that does nothing for a minute is ended: a failure, unless Wine had not come to its first line; then
+it is started anew, and the check says so.
 
 Wine is not Windows: what passes here has passed on Python's and the packages' own Windows code and on Wine's
 idea of the system below them.
@@ -14,17 +17,23 @@ from __future__ import annotations
 
 import argparse
 import re
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 
-from windows_python import NotHereError, WindowsPython, say, windows_path
+from windows_python import Ran, WindowsPython
+
+from windows import NotHereError, say, windows_path
 
 ROOT = Path(__file__).parents[2]
 CANNOT_RUN = 77
+# Of one program. One that is stuck is ended much earlier; another may wait for a processor that others use.
+_LIMIT_S = 1800
 QUESTION = "Can you introduce yourself?"
 
 # What behaves otherwise on Windows: files, paths, processes, pipes, consoles, counters.
@@ -32,6 +41,9 @@ TESTS = (
     *("test_windows_files", "test_windows_terminal", "test_windows_layouts", "test_on_windows"),
     *("test_cache", "test_cli", "test_engine_process", "test_hardware_windows", "test_monitor_windows"),
 )
+
+# Workers over pipes, no orphans, files that are replaced while they are open.
+SHORT = ("test_on_windows", "test_windows_files", "test_engine_process")
 
 # Tests that fail for what Wine 8 lacks, by the beginnings of their names; they would say nothing of Windows.
 WINE_LACKS = (
@@ -53,24 +65,34 @@ WINE_LACKS = (
 def main() -> int:
     """Run all of it; 0 if nothing failed."""
     parser = argparse.ArgumentParser(prog="python tools/windows_check", description=__doc__.split("\n")[0])
+    parser.add_argument("--short", action="store_true", help="of the tests only workers and files")
     parser.add_argument("--tests", nargs="*", default=TESTS, metavar="NAME", help="files of tests, or all")
-    parser.add_argument("--limit", type=float, default=300, metavar="SECONDS", help="of each file of tests")
+    parser.add_argument(
+        "--limit", type=float, default=_LIMIT_S, metavar="SECONDS", help="of each file of tests"
+    )
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "aipc-windows-python")
     args = parser.parse_args()
-    names = list(args.tests)
+    # What was started is ended on the way out, also where somebody ends the check.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    names = list(SHORT if args.short else args.tests)
     if names == ["all"]:
         names = sorted(path.stem for path in ROOT.glob("tests/test_*.py"))
-    failed = 0
+    failed, started = 0, time.monotonic()
     with tempfile.TemporaryDirectory(prefix="aipc-windows-") as scratch:
         try:
             python = WindowsPython(args.cache, source=ROOT / "src", models=Path(scratch) / "models")
         except NotHereError as exc:
             say(f"not checked on Windows: {exc}")
             return CANNOT_RUN
-        for what, words in chain(_demo(python, Path(scratch)), _tests(python, names, args.limit)):
-            wrong = words.startswith("!")
-            print(f"{'FAILED' if wrong else 'passed'}  {what}: {words.removeprefix('!')}", flush=True)
-            failed += wrong
+        with python.up():
+            for what, words in chain(_demo(python, Path(scratch)), _tests(python, names, args.limit)):
+                wrong = words.startswith("!")
+                took = f"{time.monotonic() - started:.0f} s"
+                print(
+                    f"{took:>6}  {'FAILED' if wrong else 'passed'}  {what}: {words.removeprefix('!')}",
+                    flush=True,
+                )
+                failed += wrong
     return 1 if failed else 0
 
 
@@ -95,11 +117,17 @@ def _aipc_here(words: Sequence[str]) -> str:
 
 def _aipc(python: WindowsPython, words: Sequence[str], expected: str = "") -> str:
     """Run aipc there; "!" and what is wrong, or nothing if it did and its answer holds what was expected."""
-    done = python.run(["-m", "aipc", *words], 180)
+    done = _run(python, ["-m", "aipc", *words], _LIMIT_S)
     if done.code != 0:
-        ending = "took too long" if done.code is None else f"ended with {done.code}"
-        return f"!{ending}: {done.stderr[-1500:].strip()}"
+        return f"!{done.why or f'ended with {done.code}'}: {done.stderr[-1500:].strip()}"
     return "" if expected in done.stdout else f"!answered {done.stdout!r}, and not {expected!r}"
+
+
+def _run(python: WindowsPython, words: Sequence[str], limit_s: float) -> Ran:
+    ran = python.run(words, limit_s)
+    if ran.anew:
+        say(f"Wine did not begin a program and was started anew {ran.anew} times: {' '.join(words)}")
+    return ran
 
 
 def _difference(theirs: Path, ours: Path) -> str:
@@ -129,8 +157,8 @@ def _tests(python: WindowsPython, names: Sequence[str], limit_s: float) -> Itera
     for name in names:
         skipped = [f"--deselect=tests/{test}" for test in WINE_LACKS if test.startswith(f"{name}.py")]
         file = windows_path(ROOT / "tests" / f"{name}.py")
-        done = python.run(["-X", "faulthandler", "-m", "pytest", *options, *skipped, file], limit_s)
-        last = (done.stdout.strip().splitlines() or ["nothing said"])[-1]
+        done = _run(python, ["-X", "faulthandler", "-m", "pytest", *options, *skipped, file], limit_s)
+        last = done.why or (done.stdout.strip().splitlines() or ["nothing said"])[-1]
         # 5: every test of the file is for other systems.
         passed = done.code in {0, 5}
         yield f"tests/{name}.py", last if passed else f"!{last}\n{(done.stdout + done.stderr)[-6000:]}"

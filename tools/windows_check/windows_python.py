@@ -1,49 +1,47 @@
-"""A Python for Windows that Wine runs, put together from what PyPI has.
-
-PyPI has no Python for Windows. But panda3d's wheel carries one for the programs that are made with it: the
-python311.dll of python.org and every extension module of the standard library. The library itself is the same
-on every system, and comes from the Python that runs this; python.exe is four lines of C.
-"""
+"""Programs of Windows' Python under Wine: begun, heard, and ended where they are stuck."""
 
 from __future__ import annotations
 
-import hashlib
-import re
-import shutil
+import dataclasses
+import os
+import selectors
 import subprocess
 import sys
-import sysconfig
 import tempfile
-import zipfile
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from windows import (  # noqa: E402 - beside this folder
-    COMPILER,
-    Finished,
-    NotHereError,
-    Wine,
-    download,
-    kill,
-    locked,
-    require_debian_packages,
-    say,
-    windows_path,
-)
+import packed_python
+from pulse import Patience
 
-PACKAGES = HERE / "windows-packages.txt"
-_SOURCES = (HERE / "python.c", HERE / "bcryptprimitives.c")
-_VERSION = (3, 11)
+from windows import Wine, kill, require_debian_packages, windows_path
 
-# Of panda3d's wheel: the interpreter and its modules. Microsoft's runtime in it is older than others need.
-_INTERPRETER = re.compile(r"deploy_libs/(?!api-ms-|vcruntime)(?P<name>[^/]+\.(dll|pyd))", re.IGNORECASE)
-_RUNTIME = re.compile(r"msvc_runtime-[^/]*/data/Scripts/(?P<name>[^/]+\.dll)")
-_NO_PACKAGES = ("panda3d", "msvc_runtime")
-_NOT_OF_THE_LIBRARY = ("site-packages", "test", "tests", "lib-dynload", "idlelib", "ensurepip", "config-*")
-_NATIVE = ("bcryptprimitives", "msvcp140_codecvt_ids")
+# How often a program is started of which Wine does not come to the first line.
+_STARTS = 3
+# A program that does nothing for as long is stuck; how often it is looked at.
+_ASLEEP_S, _LOOK_S = 60, 1
+_SMALL_LIMIT_S = 120
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """What came of a program.
+
+    code      None where it was ended, and then `why` says why
+    anew      how often Wine did not get as far as the program's first line, and was started anew
+    """
+
+    code: int | None
+    stdout: str
+    stderr: str
+    why: str = ""
+    anew: int = 0
 
 
 class WindowsPython:
@@ -55,9 +53,7 @@ class WindowsPython:
     """
 
     def __init__(self, cache: Path, *, source: Path, models: Path) -> None:
-        if sys.version_info[:2] != _VERSION:
-            here = ".".join(map(str, sys.version_info[:2]))
-            raise NotHereError(f"the library of Python 3.11 is needed, and this is {here}: run it with 3.11")
+        packed_python.require_this_version()
         require_debian_packages()
         environment = {
             "PYTHONPATH": windows_path(source),
@@ -67,105 +63,90 @@ class WindowsPython:
             "PYTHONHOME": "",
             "VIRTUAL_ENV": "",
         }
-        self._wine = Wine(cache, native=_NATIVE, environment=environment)
-        self._program = _made(cache) / "python.exe"
-        # Wine pretends to be Windows 7 by default, on which Python 3.11 does not run.
-        words = ["add", r"HKCU\Software\Wine", "/v", "Version", "/d", "win10", "/f"]
-        self._wine.run(Path("reg"), words, 60)
+        self._wine = Wine(cache, native=packed_python.NATIVE, environment=environment)
+        self._program = packed_python.made(cache) / "python.exe"
 
-    def run(self, words: Sequence[str], limit_s: float) -> Finished:
-        """Run python.exe with these words, or end it after `limit_s`."""
+    @contextmanager
+    def up(self) -> Iterator[None]:
+        """Programs can be run within it, and no other process runs any with this cache."""
+        with self._wine.up():
+            # Wine pretends to be Windows 7 by default, on which Python 3.11 does not run.
+            words = ["add", r"HKCU\Software\Wine", "/v", "Version", "/d", "win10", "/f"]
+            self._wine.run(Path("reg"), words, _SMALL_LIMIT_S)
+            yield
+
+    def run(self, words: Sequence[str], limit_s: float) -> Ran:
+        """Run python.exe with these words, or end it after `limit_s` or when it does nothing any more.
+
+        A program of which Wine has not come to the first line is started anew, a few times. One that has
+        begun is never: what it does is aipc's affair.
+        """
+        anew = 0
+        while True:
+            with tempfile.TemporaryDirectory(prefix="aipc-began-") as folder:
+                began = Path(folder) / "began"
+                ran = self._once(words, limit_s, began)
+                if ran.code is None:
+                    # It may have started others.
+                    self._wine.restart()
+                if ran.code is not None or began.exists() or anew + 1 == _STARTS:
+                    return dataclasses.replace(ran, anew=anew)
+            anew += 1
+
+    def _once(self, words: Sequence[str], limit_s: float, began: Path) -> Ran:
         # Over pipes: of a file of Linux, Wine does not tell what Python wants to know of its streams.
-        process = self._wine.start(self._program, words, subprocess.PIPE, {})
-        try:
-            out, err = process.communicate(timeout=limit_s)
-        except subprocess.TimeoutExpired:
-            kill(process)
-            self._wine.end_all()
-            out, err = process.communicate(timeout=60)
-            return Finished(None, *(stream.decode("utf-8", "replace") for stream in (out, err)))
-        return Finished(process.returncode, *(stream.decode("utf-8", "replace") for stream in (out, err)))
+        mark = f"AIPC_CHECK_BEGAN={windows_path(began)}"
+        environment = dict([mark.split("=", 1)])
+        process = self._wine.start(self._program, words, subprocess.PIPE, environment)
+        patience = Patience(mark, self._wine.prefix)
+        out, err, why = _listen(process, limit_s, patience)
+        if why:
+            why += "" if began.exists() else ", before its first line"
+            return Ran(None, out, err, why)
+        return Ran(process.returncode, out, err)
 
 
-def _made(cache: Path) -> Path:
-    """The folder with python.exe, made where it is missing."""
-    parts = [PACKAGES.read_bytes(), Path(__file__).read_bytes(), sys.version.encode()]
-    key = hashlib.sha256(b"".join([*parts, *(source.read_bytes() for source in _SOURCES)])).hexdigest()[:12]
-    folder = cache / f"python-{key}"
-    with locked(cache):
-        if not folder.is_dir():
-            with tempfile.TemporaryDirectory(dir=cache, prefix=".partial-") as partial:
-                made = Path(partial) / "python"
-                library = Path(sysconfig.get_path("stdlib"))
-                skipped = shutil.ignore_patterns(*_NOT_OF_THE_LIBRARY, "__pycache__")
-                shutil.copytree(library, made / "Lib", ignore=skipped)
-                _fit(made / "Lib")
-                download(PACKAGES, Path(partial))
-                for wheel in sorted(Path(partial).glob("*.whl")):
-                    _unpack(wheel, made)
-                _build(made)
-                made.rename(folder)
-    return folder
+def _listen(process: subprocess.Popen[bytes], limit_s: float, patience: Patience) -> tuple[str, str, str]:
+    """What a program writes until it ends, or why it was ended.
+
+    What Wine starts beside it holds the same pipes for longer, so their end is not waited for.
+    """
+    assert process.stdin is not None and process.stdout is not None and process.stderr is not None
+    process.stdin.close()
+    heard = {process.stdout: bytearray(), process.stderr: bytearray()}
+    ended = os.pidfd_open(process.pid)
+    started, why = time.monotonic(), ""
+    try:
+        with selectors.DefaultSelector() as selector:
+            selector.register(ended, selectors.EVENT_READ)
+            for stream in heard:
+                os.set_blocking(stream.fileno(), False)
+                selector.register(stream, selectors.EVENT_READ)
+            while process.poll() is None and not why:
+                events = selector.select(_LOOK_S)
+                for key, _ in events:
+                    if key.fileobj in heard and not _take(key.fileobj, heard[key.fileobj]):
+                        selector.unregister(key.fileobj)
+                if time.monotonic() - started > limit_s:
+                    why = f"took more than {limit_s:.0f} s"
+                elif not events and patience.asleep_s(time.monotonic()) > _ASLEEP_S:
+                    why = f"did nothing for {_ASLEEP_S} s"
+    finally:
+        kill(process)
+        os.close(ended)
+    for stream, text in heard.items():
+        while _take(stream, text):
+            pass
+        stream.close()
+    out, err = (text.decode("utf-8", "replace") for text in heard.values())
+    return out, err, why
 
 
-def _fit(library: Path) -> None:
-    """Make the library of an older 3.11 fit the interpreter, which is 3.11.9 and calls a class method."""
-    path = library / "importlib" / "metadata" / "__init__.py"
-    text, method = path.read_text(encoding="utf-8"), "    def invalidate_caches(cls):"
-    if f"@classmethod\n{method}" not in text:
-        path.write_text(text.replace(method, f"    @classmethod\n{method}"), encoding="utf-8")
-
-
-def _unpack(wheel: Path, folder: Path) -> None:
-    """A wheel's modules to site-packages; the interpreter and Microsoft's runtime beside python.exe."""
-    packages = folder / "Lib" / "site-packages"
-    with zipfile.ZipFile(wheel) as archive:
-        for name in archive.namelist():
-            interpreter, runtime = _INTERPRETER.fullmatch(name), _RUNTIME.fullmatch(name)
-            if interpreter is not None:
-                beside = interpreter["name"].startswith("python3")
-                target = (folder if beside else folder / "DLLs") / interpreter["name"]
-            elif runtime is not None:
-                target = folder / runtime["name"]
-            elif name.endswith("/") or ".data/" in name or wheel.name.startswith(_NO_PACKAGES):
-                continue
-            else:
-                target = packages / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(archive.read(name))
-
-
-def _build(folder: Path) -> None:
-    say("building python.exe")
-    interpreter = folder / "python311.dll"
-    launcher, random_bytes = map(str, _SOURCES)
-    compiler = [COMPILER, "-std=c11", "-O2", "-Wall", "-Wextra"]
-    _run([*compiler, "-municode", launcher, str(interpreter), "-o", str(folder / "python.exe")])
-    random_dll = str(folder / "bcryptprimitives.dll")
-    _run([*compiler, "-shared", random_bytes, "-ladvapi32", "-o", random_dll])
-    # python3.dll, which modules for any version of Python ask for, hands every name on.
-    names = _exports(interpreter)
-    lines = ["LIBRARY python3.dll", "EXPORTS", *(f"  {name}=python311.{name}" for name in names)]
-    definition = folder / "python3.def"
-    definition.write_text("\n".join(lines) + "\n", encoding="ascii")
-    empty = folder / "empty.c"
-    empty.write_text("int nothing;\n", encoding="ascii")
-    forwarder = [str(definition), str(empty), "-o", str(folder / "python3.dll")]
-    _run([*compiler, "-shared", "-nostdlib", "-Wl,-e,0", *forwarder])
-
-
-def _exports(library: Path) -> list[str]:
-    """The names that a DLL exports."""
-    listed = _run(["x86_64-w64-mingw32-objdump", "-p", str(library)])
-    table = listed.partition("[Ordinal/Name Pointer] Table")[2].partition("\n\n")[0]
-    names = re.findall(r"^\s*\[ *\d+\] (\w+)$", table, re.MULTILINE)
-    if "Py_Main" not in names:
-        raise RuntimeError(f"{library} exports no Py_Main")
-    return names
-
-
-def _run(command: list[str]) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise RuntimeError(f"{command[0]} failed:\n{done.stderr}")
-    return done.stdout
+def _take(stream: IO[bytes], text: bytearray) -> bool:
+    """Whether there was something to read."""
+    try:
+        some = os.read(stream.fileno(), 1 << 16)
+    except BlockingIOError:
+        return False
+    text += some
+    return bool(some)
