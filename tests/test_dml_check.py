@@ -172,13 +172,32 @@ def verdict(**changes: object) -> Verdict:
 
 
 def operator(error: float | None, words: str = "") -> Operator:
-    half = Outcome("DmlExecutionProvider", None, "Byte stride 2 is not a multiple of 4.")
+    half = Outcome("DmlExecutionProvider", 6e-4)
     return Operator("Mul", "mlp.product", Outcome("DmlExecutionProvider", error, words), half)
 
 
 def test_what_is_right_has_nothing_wrong() -> None:
-    # No float16 is what the software driver cannot do; it says nothing of the folder.
-    assert verdict(comparison=Comparison(64, 64, 1e-5, 20.0), operators=[operator(1e-6)]).wrong == []
+    found = verdict(
+        comparison=Comparison(64, 64, 1e-5, 20.0),
+        half=Comparison(64, 64, 0.03, 20.0),
+        operators=[operator(1e-6)],
+    )
+    assert found.wrong == []
+
+
+def test_a_fault_in_float16_alone_is_said() -> None:
+    assert verdict(half=Comparison(3, 64, 0.03, 20.0)).wrong == [
+        "in float16 token 4 is not the CPU provider's"
+    ]
+    assert verdict(half=Comparison(64, 64, 0.5, 20.0)).wrong == [
+        "in float16 scores differ by 5.0e-01 where the largest is 20.0"
+    ]
+    fine = Outcome("DmlExecutionProvider", 1e-6)
+    for half, words in (
+        (Outcome("DmlExecutionProvider", 0.1), "float16 differs by 1.0e-01"),
+        (Outcome("", None, "Unsupported structure stride 2."), "float16: Unsupported structure stride 2."),
+    ):
+        assert Operator("Mul", "mlp.product", fine, half).wrong == words
 
 
 @pytest.mark.parametrize(
@@ -189,8 +208,8 @@ def test_what_is_right_has_nothing_wrong() -> None:
         ({"comparison": "other token"}, "token 4 is not"),
         ({"comparison": "other scores"}, "scores differ by 1.0e-01"),
         ({"comparison": "no number"}, "scores differ by inf"),
-        ({"operators": 0.5}, "mlp.product (Mul): differs by 5.0e-01"),
-        ({"operators": None}, "mlp.product (Mul): Call failed"),
+        ({"operators": 0.5}, "mlp.product (Mul): float32 differs by 5.0e-01"),
+        ({"operators": None}, "mlp.product (Mul): float32: Call failed"),
     ],
 )
 def test_each_thing_that_is_wrong_is_said(changes: dict[str, object], words: str) -> None:
@@ -217,7 +236,7 @@ def test_people_see_what_is_on_the_cpu_and_why_nothing_is_captured() -> None:
     assert "nodes on DirectML 3, on the CPU 2 (CPU: Cast 1, Squeeze 1)" in text
     assert "graph capture: no memory" in text
     assert "2.0e-07" in text
-    assert "Byte stride 2" in text
+    assert "float16: 6.0e-04" in text
 
 
 @pytest.fixture(scope="module")

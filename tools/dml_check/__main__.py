@@ -6,8 +6,8 @@
 
 ONNX Runtime's package for Windows runs under Wine, and Direct3D 12 on Mesa's software driver; the first run
 installs, downloads and builds all that in a few minutes, and keeps it. It shows which nodes DirectML takes on
-a device with float16, whether the graph can be captured, and whether the same graph in float32 gives the CPU
-provider's tokens: the software driver computes no float16.
+a device with float16, whether the graph can be captured, and whether it gives the CPU provider's tokens, in
+float32 and in float16: the software driver keeps numbers in 16 bits and computes with 32.
 
 Exit codes: 0 all is as it should be, 1 something is not, 2 wrong words, 77 this machine cannot run the check.
 """

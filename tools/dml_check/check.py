@@ -10,8 +10,8 @@ from pathlib import Path
 import folders
 import onnx
 from directml import DirectML, SessionError
-from generation import Comparison, answer, compare, empty_cache, request
-from operators import TOLERANCE, Operator, operators
+from generation import Answer, Comparison, answer, compare, empty_cache, request
+from operators import HALF_TOLERANCE, TOLERANCE, Operator, operators
 from placement import CPU, DIRECTML, Placement, placement
 
 _REFUSED = re.compile(r"FAILED session: (.*)")
@@ -24,8 +24,9 @@ class Verdict:
 
     placed       on a device with float16
     refused      why the graph cannot be captured there, which onnxruntime-genai asks for, or ""
-    comparison   of DirectML's answer with the CPU provider's, in float32; None where it was not asked for
-    broken       why there is none though it was asked for, or ""
+    comparison   of DirectML's answer in float32 with the CPU provider's; None where it was not asked for
+    half         of DirectML's answer with the folder as it is, in float16, with the CPU provider's in float32
+    broken       why one of the two is missing though it was asked for, or ""
     operators    each by itself, where they were asked for
     """
 
@@ -33,6 +34,7 @@ class Verdict:
     placed: Placement
     refused: str = ""
     comparison: Comparison | None = None
+    half: Comparison | None = None
     broken: str = ""
     operators: list[Operator] = field(default_factory=list)
 
@@ -42,12 +44,11 @@ class Verdict:
         found = [f"its graph is not captured: {self.refused}"] if self.refused else []
         found += [f"DirectML did not compute it: {self.broken}"] if self.broken else []
         if self.comparison is not None:
-            found += [text for text in [_difference(self.comparison)] if text]
-        found += [
-            f"{each.name} ({each.kind}): {each.float32.words or f'differs by {each.float32.error:.1e}'}"
-            for each in self.operators
-            if each.wrong
-        ]
+            found += [text for text in [_difference(self.comparison, TOLERANCE)] if text]
+        if self.half is not None:
+            text = _difference(self.half, HALF_TOLERANCE)
+            found += [f"in float16 {text}"] if text else []
+        found += [f"{each.name} ({each.kind}): {each.wrong}" for each in self.operators if each.wrong]
         return found
 
 
@@ -66,21 +67,27 @@ class Wish:
 def check(directml: DirectML, folder: Path, prompt: Sequence[int], wish: Wish, scratch: Path) -> Verdict:
     """Everything of `wish` about one folder."""
     placed, refused = load(directml, folder / folders.MODEL_FILE)
-    comparison, broken, found = None, "", []
+    comparison, half, broken, found = None, None, "", []
     if wish.tokens or wish.operators:
         model = onnx.load(folder / folders.MODEL_FILE)
         shape = folders.shape_of(folder)
         if wish.tokens:
             twin = folders.save(folders.in_float32(model), scratch / f"{folder.name}-float32")
             try:
-                mine = answer(directml, twin, "dml", shape, prompt, tokens=wish.tokens)
-                comparison = compare(mine, answer(directml, twin, "cpu", shape, prompt, tokens=wish.tokens))
+                right = answer(directml, twin, "cpu", shape, prompt, tokens=wish.tokens)
+                comparison = compare(answer(directml, twin, "dml", shape, prompt, tokens=wish.tokens), right)
+                half = compare(_in_float16(directml, folder, prompt, wish.tokens), right)
             except SessionError as error:
                 broken = str(error)
         if wish.operators:
             inputs = {**request(shape, prompt, 0), **empty_cache(shape)}
             found = operators(directml, model, inputs, scratch / f"{folder.name}-operators")
-    return Verdict(folder.name, placed, refused, comparison, broken, found)
+    return Verdict(folder.name, placed, refused, comparison, half, broken, found)
+
+
+def _in_float16(directml: DirectML, folder: Path, prompt: Sequence[int], tokens: int) -> Answer:
+    model, shape = folder / folders.MODEL_FILE, folders.shape_of(folder)
+    return answer(directml, model, "dml", shape, prompt, tokens=tokens, claim_half=True)
 
 
 def load(directml: DirectML, model: Path, *, claim_half: bool = True) -> tuple[Placement, str]:
@@ -113,12 +120,12 @@ def lines(verdict: Verdict) -> list[str]:
         + (f" ({others})" if others else ""),
         f"  graph capture: {verdict.refused or 'accepted'}",
     ]
-    if verdict.comparison is not None:
-        it = verdict.comparison
-        found.append(
-            f"  {it.equal} of {it.tokens} greedy tokens equal the CPU provider's; "
-            f"scores within {it.error:.1e}, the largest is {it.largest:.1f}"
-        )
+    for name, it in (("float32", verdict.comparison), ("float16", verdict.half)):
+        if it is not None:
+            found.append(
+                f"  in {name} {it.equal} of {it.tokens} greedy tokens equal the CPU provider's in float32; "
+                f"scores within {it.error:.1e}, the largest is {it.largest:.1f}"
+            )
     if verdict.broken:
         found.append(f"  {verdict.broken}")
     found += [f"  {_operator_line(each)}" for each in verdict.operators]
@@ -135,10 +142,10 @@ def _cell(error: float | None, words: str) -> str:
     return words if error is None else f"{error:.1e}"
 
 
-def _difference(comparison: Comparison) -> str:
-    """What is wrong with an answer, or ""."""
+def _difference(comparison: Comparison, tolerance: float) -> str:
+    """What is wrong with an answer, or ""; `tolerance` is a part of the largest score."""
     if comparison.equal < comparison.tokens:
         return f"token {comparison.equal + 1} is not the CPU provider's"
-    if comparison.error > TOLERANCE * comparison.largest:
+    if comparison.error > tolerance * comparison.largest:
         return f"scores differ by {comparison.error:.1e} where the largest is {comparison.largest:.1f}"
     return ""

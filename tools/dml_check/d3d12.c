@@ -2,8 +2,8 @@
  *
  * Wine's own d3d12.dll knows no DXIL, lacks D3D12GetInterface, and says that it cannot list meta commands,
  * which ends DMLCreateDevice. This one lists none. With D3D12_CLAIM_HALF in the environment it says that the
- * device computes in 16 bits, which vkd3d does not: the provider then shows what it would take on a GPU,
- * and fails where it computes.
+ * device computes in 16 bits: the provider then shows what it would take on a GPU. With half.patch vkd3d
+ * computes such numbers in 32 bits, and keeps them in buffers of 16.
  */
 
 #define COBJMACROS

@@ -45,6 +45,7 @@ NEEDS = {
     "mingw-w64-tools": "x86_64-w64-mingw32-widl",
     "flex": "flex",
     "bison": "bison",
+    "patch": "patch",
     "dpkg": "dpkg-deb",
     "xvfb": "Xvfb",
     "libvulkan-dev": "/usr/include/vulkan/vulkan_core.h",
@@ -150,7 +151,8 @@ class DirectML:
     ) -> Iterator[Session]:
         """A session with a model.
 
-        claim_half   have the device say that it computes in float16, as GPUs do and this one does not
+        claim_half   have the device say that it computes in float16, as GPUs do; here it rounds to it only
+                     what it writes to memory
         settings     of session.exe: shared, log; "ep.dml..." and other entries of the session's
         raises       SessionError
         """

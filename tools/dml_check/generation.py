@@ -43,14 +43,16 @@ def answer(
     *,
     tokens: int,
     parts: int = 1,
+    claim_half: bool = False,
 ) -> Answer:
-    """The answer of a float32 model.
+    """The answer of a model.
 
-    parts   the prompt is appended in as many, as a chat is that goes on
+    parts        the prompt is appended in as many, as a chat is that goes on
+    claim_half   on a device that computes in float16, which a model in float16 wants
     """
     # The last token is not computed any further.
     capacity = len(prompt) + tokens - 1
-    with directml.session(model, provider, shared=capacity) as session:
+    with directml.session(model, provider, claim_half=claim_half, shared=capacity) as session:
         # Memory that was never written may hold what is no number, and hidden positions count zero times
         # theirs. onnxruntime-genai writes zeros; here a long prompt writes numbers that must not matter.
         _scores(session, shape, [token % shape.vocab_size for token in range(capacity)], 0)
@@ -104,5 +106,5 @@ def empty_cache(shape: Shape) -> dict[str, np.ndarray]:
 
 def _scores(session: Session, shape: Shape, tokens: Sequence[int], start: int) -> np.ndarray:
     """[vocab_size] after the last of the tokens."""
-    scores: np.ndarray = session.run(request(shape, tokens, start))["logits"][0, -1]
-    return scores
+    logits: np.ndarray = session.run(request(shape, tokens, start))["logits"]
+    return logits[0, -1].astype(np.float32)

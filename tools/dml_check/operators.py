@@ -15,6 +15,8 @@ from placement import DIRECTML, placement
 
 # Of the largest number of a result. float32 sums differ by their order.
 TOLERANCE = 1e-4
+# float16 has 11 bits, and each operator rounds what it was given as well as its result.
+HALF_TOLERANCE = 5e-3
 _VKD3D = re.compile(r"vkd3d:\w+:(?:warn|err|fixme):((?:sm6|dxil|vsir|spirv)_\w+) (.*)")
 # What vkd3d says of shaders that then work.
 _HARMLESS = ("spirv_compiler_emit_global_flags", "spirv_compiler_emit_cbv_declaration")
@@ -45,9 +47,17 @@ class Operator:
     float16: Outcome
 
     @property
-    def wrong(self) -> bool:
-        """Whether DirectML took it and computes something else in float32."""
-        return self.float32.error is None or self.float32.error > TOLERANCE
+    def wrong(self) -> str:
+        """What DirectML does not compute, or computes otherwise; or ""."""
+        for name, outcome, tolerance in (
+            ("float32", self.float32, TOLERANCE),
+            ("float16", self.float16, HALF_TOLERANCE),
+        ):
+            if outcome.error is None:
+                return f"{name}: {outcome.words}"
+            if outcome.error > tolerance:
+                return f"{name} differs by {outcome.error:.1e}"
+        return ""
 
 
 def operators(directml: DirectML, model: onnx.ModelProto, request: Tensors, scratch: Path) -> list[Operator]:

@@ -1,7 +1,10 @@
 """Direct3D 12 on Vulkan, as a d3d12.dll for Wine: vkd3d out of Debian's source of Wine, built here.
 
 Debian's Wine 8 has vkd3d 1.5, which knows no DXIL, and DirectML's shaders are DXIL. vkd3d 1.14 reads it,
-when built with VKD3D_SHADER_UNSUPPORTED_DXIL.
+when built with VKD3D_SHADER_UNSUPPORTED_DXIL. It refuses buffers of 16-bit numbers. With half.patch their
+views are R16_UINT, what is loaded is unpacked and what is stored is packed; in between it computes with 32
+bits, as it does with numbers of minimum precision. The patch also binds arrays of buffers that are indexed
+by constants.
 """
 
 from __future__ import annotations
@@ -18,7 +21,8 @@ from pathlib import Path
 from windows import compile_c
 
 HERE = Path(__file__).parent
-SOURCES = (HERE / "d3d12.c", HERE / "d3d12.def")
+PATCH = HERE / "half.patch"
+SOURCES = (HERE / "d3d12.c", HERE / "d3d12.def", PATCH)
 
 _DEFINES = (
     "-DWINE_NO_NAMELESS_EXTENSION",
@@ -71,6 +75,7 @@ def _unpack(archive: Path, folder: Path) -> Path:
     with tarfile.open(archive) as packed:
         packed.extractall(folder, (part for part in packed if _PARTS.match(part.name)), filter="data")
     (wine,) = folder.glob("wine-*")
+    _call("patch", "--batch", "--strip=1", f"--directory={wine}", f"--input={PATCH}")
     return wine
 
 
