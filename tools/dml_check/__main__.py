@@ -52,7 +52,9 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         with display() as name, tempfile.TemporaryDirectory(prefix="dml-check-") as scratch:
-            return _check(DirectML(args.cache, name), args, Path(scratch))
+            directml = DirectML(args.cache, name)
+            with directml.up():
+                return _check(directml, args, Path(scratch))
     except NotHereError as exc:
         print(f"not checked with DirectML: {exc}", file=sys.stderr)
         return NOT_HERE

@@ -15,7 +15,7 @@ import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import IO, Literal, TypeAlias
 
@@ -144,6 +144,10 @@ class DirectML:
         self._folder = packages(cache, WHEELS, sources, lambda folder: _build(cache, folder))
         self._cache = cache
         self._wine = Wine(cache, ["d3d12"], _environment(display), "prefix-directml")
+
+    def up(self) -> AbstractContextManager[None]:
+        """Sessions start faster within it, and no other process makes any with this cache."""
+        return self._wine.up()
 
     @contextmanager
     def session(

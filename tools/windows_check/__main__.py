@@ -26,6 +26,7 @@ from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 
+import left_out
 from windows_python import Ran, WindowsPython
 
 from windows import NotHereError, say, windows_path
@@ -36,37 +37,15 @@ CANNOT_RUN = 77
 _LIMIT_S = 1800
 QUESTION = "Can you introduce yourself?"
 
-# What behaves otherwise on Windows: files, paths, processes, pipes, consoles, counters.
-TESTS = (
-    *("test_windows_files", "test_windows_terminal", "test_windows_layouts", "test_on_windows"),
-    *("test_cache", "test_cli", "test_engine_process", "test_hardware_windows", "test_monitor_windows"),
-)
-
 # Workers over pipes, no orphans, files that are replaced while they are open.
 SHORT = ("test_on_windows", "test_windows_files", "test_engine_process")
-
-# Tests that fail for what Wine 8 lacks, by the beginnings of their names; they would say nothing of Windows.
-WINE_LACKS = (
-    # It says that it has made a symbolic link, and makes none: huggingface_hub believes it.
-    "test_hub.py::test_what_another_program_has_downloaded_is_used_without_a_request",
-    "test_checkpoint.py::test_links_into_a_cache_are_followed",
-    "test_checkpoint.py::test_a_broken_link_is_named",
-    # It renames a folder although a file in it is open.
-    "test_on_windows.py::test_what_is_open_is_replaced_as_soon_as_it_is_let_go[folder",
-    # Its counters have no instances.
-    "test_on_windows.py::test_counters_are_read_by_instance",
-    # Of another process's time it tells a part.
-    "test_monitor.py::test_the_cpu_is_seen_at_work_and_the_work_is_ours",
-    # It sends no Ctrl+Break to a group of processes.
-    "test_on_windows.py::test_ctrl_break_ends_an_answer_and_leaves_nothing",
-)
 
 
 def main() -> int:
     """Run all of it; 0 if nothing failed."""
     parser = argparse.ArgumentParser(prog="python tools/windows_check", description=__doc__.split("\n")[0])
     parser.add_argument("--short", action="store_true", help="of the tests only workers and files")
-    parser.add_argument("--tests", nargs="+", metavar="NAME", help="only these files of tests, or all")
+    parser.add_argument("--tests", nargs="+", metavar="NAME", help="only these files of tests")
     parser.add_argument(
         "--limit", type=float, default=_LIMIT_S, metavar="SECONDS", help="of each file of tests"
     )
@@ -74,9 +53,7 @@ def main() -> int:
     args = parser.parse_args()
     # What was started is ended on the way out, also where somebody ends the check.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    names = args.tests or list(SHORT if args.short else TESTS)
-    if names == ["all"]:
-        names = sorted(path.stem for path in ROOT.glob("tests/test_*.py"))
+    names = args.tests or (SHORT if args.short else _all_files())
     failed, started = 0, time.monotonic()
     with tempfile.TemporaryDirectory(prefix="aipc-windows-") as scratch:
         try:
@@ -84,6 +61,8 @@ def main() -> int:
         except NotHereError as exc:
             say(f"not checked on Windows: {exc}")
             return CANNOT_RUN
+        for name, why in _said(names, everything=not (args.short or args.tests)):
+            print(f"        left out  tests/{name}: {why}", flush=True)
         with python.up():
             demo = iter(()) if args.tests else _demo(python, Path(scratch))
             for what, words in chain(demo, _tests(python, names, args.limit)):
@@ -95,6 +74,18 @@ def main() -> int:
                 )
                 failed += wrong
     return 1 if failed else 0
+
+
+def _all_files() -> list[str]:
+    """The names of those that are not left out."""
+    return sorted({path.stem for path in ROOT.glob("tests/test_*.py")} - left_out.FILES.keys())
+
+
+def _said(names: Sequence[str], *, everything: bool) -> Iterator[tuple[str, str]]:
+    """What is left out of these files, and which files are where all are meant."""
+    if everything:
+        yield from ((f"{name}.py", why) for name, why in left_out.FILES.items())
+    yield from ((test, why) for test, why in left_out.TESTS.items() if test.partition(".py")[0] in names)
 
 
 def _demo(python: WindowsPython, scratch: Path) -> Iterator[tuple[str, str]]:
@@ -156,7 +147,7 @@ def _tests(python: WindowsPython, names: Sequence[str], limit_s: float) -> Itera
     """The tests, a process for each file."""
     options = ["-q", "-p", "no:cacheprovider", f"-c{windows_path(ROOT / 'pyproject.toml')}"]
     for name in names:
-        skipped = [f"--deselect=tests/{test}" for test in WINE_LACKS if test.startswith(f"{name}.py")]
+        skipped = [f"--deselect=tests/{test}" for test in left_out.TESTS if test.startswith(f"{name}.py")]
         file = windows_path(ROOT / "tests" / f"{name}.py")
         done = _run(python, ["-X", "faulthandler", "-m", "pytest", *options, *skipped, file], limit_s)
         last = done.why or (done.stdout.strip().splitlines() or ["nothing said"])[-1]
