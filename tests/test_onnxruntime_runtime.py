@@ -300,6 +300,11 @@ def test_a_damaged_folder_is_named(
     assert caught.value.hint
 
 
+def test_a_missing_file_is_known_in_any_language() -> None:
+    missing = FileNotFoundError(2, "Das System kann die angegebene Datei nicht finden", "model.onnx")
+    assert isinstance(translated(missing, "folder", "CPU"), CheckpointError)
+
+
 @pytest.mark.parametrize("place", ["model", "search"])
 def test_an_unknown_key_is_named_where_it_matters(model: RandomModel, tmp_path: Path, place: str) -> None:
     folder = shutil.copytree(model.folder, tmp_path / "unknown")

@@ -75,7 +75,8 @@ def translated(exc: BaseException, folder: str, device: str) -> AipcError:
             f"the installed onnxruntime-genai cannot run {folder}: {words}",
             hint='pip install -U "aipc[onnx]", or convert the model again',
         )
-    if _says(text, _DAMAGED):
+    # Windows says in the user's language that a file is missing.
+    if isinstance(exc, FileNotFoundError) or _says(text, _DAMAGED):
         return CheckpointError(
             f"{folder} is damaged or not a model for ONNX Runtime: {words}",
             hint="convert or download the model again",
