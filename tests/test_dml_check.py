@@ -195,9 +195,15 @@ def test_a_fault_in_float16_alone_is_said() -> None:
     fine = Outcome("DmlExecutionProvider", 1e-6)
     for half, words in (
         (Outcome("DmlExecutionProvider", 0.1), "float16 differs by 1.0e-01"),
-        (Outcome("", None, "Unsupported structure stride 2."), "float16: Unsupported structure stride 2."),
+        (Outcome("", None, "16-bit store of 4 to words, stride 2."), ""),
     ):
         assert Operator("Mul", "mlp.product", fine, half).wrong == words
+
+
+def test_what_the_software_driver_refuses_is_shown_and_is_no_fault() -> None:
+    found = verdict(comparison=Comparison(64, 64, 1e-5, 20.0), no_half="spirv_x: 16-bit store")
+    assert found.wrong == []
+    assert "in float16 not computed here: spirv_x: 16-bit store" in "\n".join(check.lines(found))
 
 
 @pytest.mark.parametrize(

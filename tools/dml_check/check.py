@@ -11,7 +11,7 @@ import folders
 import onnx
 from directml import DirectML, SessionError
 from generation import Answer, Comparison, answer, compare, empty_cache, request
-from operators import HALF_TOLERANCE, TOLERANCE, Operator, operators
+from operators import HALF_TOLERANCE, TOLERANCE, Operator, obstacle, operators
 from placement import CPU, DIRECTML, Placement, placement
 
 _REFUSED = re.compile(r"FAILED session: (.*)")
@@ -26,7 +26,8 @@ class Verdict:
     refused      why the graph cannot be captured there, which onnxruntime-genai asks for, or ""
     comparison   of DirectML's answer in float32 with the CPU provider's; None where it was not asked for
     half         of DirectML's answer with the folder as it is, in float16, with the CPU provider's in float32
-    broken       why one of the two is missing though it was asked for, or ""
+    broken       why there is no comparison though it was asked for, or ""
+    no_half      why the software driver did not compute it in float16, or ""; it says nothing of the folder
     operators    each by itself, where they were asked for
     """
 
@@ -36,6 +37,7 @@ class Verdict:
     comparison: Comparison | None = None
     half: Comparison | None = None
     broken: str = ""
+    no_half: str = ""
     operators: list[Operator] = field(default_factory=list)
 
     @property
@@ -67,7 +69,7 @@ class Wish:
 def check(directml: DirectML, folder: Path, prompt: Sequence[int], wish: Wish, scratch: Path) -> Verdict:
     """Everything of `wish` about one folder."""
     placed, refused = load(directml, folder / folders.MODEL_FILE)
-    comparison, half, broken, found = None, None, "", []
+    comparison, half, broken, no_half, found = None, None, "", "", []
     if wish.tokens or wish.operators:
         model = onnx.load(folder / folders.MODEL_FILE)
         shape = folders.shape_of(folder)
@@ -76,18 +78,28 @@ def check(directml: DirectML, folder: Path, prompt: Sequence[int], wish: Wish, s
             try:
                 right = answer(directml, twin, "cpu", shape, prompt, tokens=wish.tokens)
                 comparison = compare(answer(directml, twin, "dml", shape, prompt, tokens=wish.tokens), right)
-                half = compare(_in_float16(directml, folder, prompt, wish.tokens), right)
+                half, no_half = _in_float16(directml, folder, prompt, right)
             except SessionError as error:
                 broken = str(error)
         if wish.operators:
             inputs = {**request(shape, prompt, 0), **empty_cache(shape)}
             found = operators(directml, model, inputs, scratch / f"{folder.name}-operators")
-    return Verdict(folder.name, placed, refused, comparison, half, broken, found)
+    return Verdict(folder.name, placed, refused, comparison, half, broken, no_half, found)
 
 
-def _in_float16(directml: DirectML, folder: Path, prompt: Sequence[int], tokens: int) -> Answer:
+def _in_float16(
+    directml: DirectML, folder: Path, prompt: Sequence[int], right: Answer
+) -> tuple[Comparison | None, str]:
+    """The comparison, or what vkd3d refused; where it refused nothing, a failure is the folder's."""
     model, shape = folder / folders.MODEL_FILE, folders.shape_of(folder)
-    return answer(directml, model, "dml", shape, prompt, tokens=tokens, claim_half=True)
+    try:
+        mine = answer(directml, model, "dml", shape, prompt, tokens=len(right.tokens), claim_half=True)
+    except SessionError as error:
+        refused = obstacle(error.log)
+        if not refused:
+            raise
+        return None, refused
+    return compare(mine, right), ""
 
 
 def load(directml: DirectML, model: Path, *, claim_half: bool = True) -> tuple[Placement, str]:
@@ -126,6 +138,8 @@ def lines(verdict: Verdict) -> list[str]:
                 f"  in {name} {it.equal} of {it.tokens} greedy tokens equal the CPU provider's in float32; "
                 f"scores within {it.error:.1e}, the largest is {it.largest:.1f}"
             )
+    if verdict.no_half:
+        found.append(f"  in float16 not computed here: {verdict.no_half}")
     if verdict.broken:
         found.append(f"  {verdict.broken}")
     found += [f"  {_operator_line(each)}" for each in verdict.operators]

@@ -49,14 +49,13 @@ class Operator:
     @property
     def wrong(self) -> str:
         """What DirectML does not compute, or computes otherwise; or ""."""
-        for name, outcome, tolerance in (
-            ("float32", self.float32, TOLERANCE),
-            ("float16", self.float16, HALF_TOLERANCE),
-        ):
-            if outcome.error is None:
-                return f"{name}: {outcome.words}"
-            if outcome.error > tolerance:
-                return f"{name} differs by {outcome.error:.1e}"
+        if self.float32.error is None:
+            return f"float32: {self.float32.words}"
+        if self.float32.error > TOLERANCE:
+            return f"float32 differs by {self.float32.error:.1e}"
+        # No float16 is what the software driver cannot do; it says nothing of the folder.
+        if self.float16.error is not None and self.float16.error > HALF_TOLERANCE:
+            return f"float16 differs by {self.float16.error:.1e}"
         return ""
 
 
