@@ -12,6 +12,7 @@ import httpx
 import openai
 import psutil
 import pytest
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from aipc.cli import main
 from aipc.errors import UsageError
@@ -19,6 +20,7 @@ from aipc.serve import server
 from aipc.serve.server import listen
 from aipc.serve.times import parse_seconds
 from served_program import QUESTION, environment_with, program
+from serving import serving
 from test_no_network import Watched
 
 
@@ -171,23 +173,17 @@ def test_times_for_people() -> None:
             parse_seconds(word, "x")
 
 
-def test_small_pieces_are_sent_at_once() -> None:
+def test_small_pieces_are_sent_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else the system waits for the client's delayed acknowledgement before it sends the second."""
+    found: list[int] = []
 
-    async def accepted() -> int:
-        found: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    def begun(self: H11Protocol, transport: asyncio.Transport) -> None:
+        connection = transport.get_extra_info("socket")
+        found.append(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        begin(self, transport)
 
-        def look(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            connection = writer.get_extra_info("socket")
-            found.set_result(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
-            writer.close()
-
-        with listen("127.0.0.1", 0) as listening:
-            server = await asyncio.start_server(look, sock=listening)
-            async with server:
-                _, writer = await asyncio.open_connection(*listening.getsockname())
-                value = await found
-                writer.close()
-        return value
-
-    assert asyncio.run(accepted())
+    begin = H11Protocol.connection_made
+    monkeypatch.setattr(H11Protocol, "connection_made", begun)
+    with serving(tmp_path) as served:
+        assert httpx.get(f"{served.url}/health").status_code == 200
+    assert found and all(found)

@@ -34,9 +34,6 @@ TESTS = {
         "Wine 8 renames a folder although a file in it is open"
     ),
     "test_on_windows.py::test_counters_are_read_by_instance": "Wine 8's counters have no instances",
-    "test_serve_process.py::test_small_pieces_are_sent_at_once": (
-        "Wine 8 hands no TCP_NODELAY on to what AcceptEx accepts; whether Windows does is not known"
-    ),
     "test_monitor.py::test_the_cpu_is_seen_at_work_and_the_work_is_ours": (
         "Wine 8 tells a part of another process's time"
     ),

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from aipc.errors import UsageError
 from aipc.serve.pool import Pool
@@ -17,6 +18,18 @@ from aipc.serve.pool import Pool
 # Open connections, used or not; more are told to come back.
 _MOST_CONNECTIONS = 512
 _KEEP_ALIVE_S = 30
+
+
+class Connection(H11Protocol):
+    """HTTP by h11, which bounds the size of headers, as httptools does not. Small pieces are sent at once."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin with a client."""
+        # Else the system holds each second piece back for the 40 ms and more of a delayed acknowledgement.
+        # asyncio sees to it only for sockets that say they are TCP's, which accepted ones need not do.
+        connection = transport.get_extra_info("socket")
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        super().connection_made(transport)
 
 
 class Server(uvicorn.Server):
@@ -42,8 +55,7 @@ class Server(uvicorn.Server):
                 access_log=verbose,
                 server_header=False,
                 lifespan="on",
-                # It bounds the size of headers; httptools, which uvicorn takes where it finds it, does not.
-                http="h11",
+                http=Connection,
                 limit_concurrency=_MOST_CONNECTIONS,
                 timeout_keep_alive=_KEEP_ALIVE_S,
                 # By then the models are closed, and the last errors written.
@@ -93,9 +105,7 @@ def _bound(family: int, host: str, port: int) -> socket.socket:
     raises   OSError
     """
     with contextlib.ExitStack() as undo:
-        # asyncio sends small pieces at once on sockets that say they are TCP's. create_server's do not, and
-        # the system would then hold each second piece back for the 40 ms of a delayed acknowledgement.
-        listening = undo.enter_context(socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP))
+        listening = undo.enter_context(socket.socket(family, socket.SOCK_STREAM))
         if sys.platform == "win32":
             # There SO_REUSEADDR lets a second server listen on the port; and without either of the two,
             # another program that asks for SO_REUSEADDR would take it over.
