@@ -142,7 +142,7 @@ def test_a_group_that_was_asked_for_exactly_is_refused(tmp_path: Path) -> None:
         ({"weight_format": "int3"}, "int4, int8, fp16"),
         ({"ratio": 1.5}, "at most 1"),
         ({"to": "coreml"}, "openvino"),
-        ({"quant_method": "magic"}, "rtn, mse, gptq"),
+        ({"quant_method": "magic"}, "rtn, mse, gptq-random, gptq"),
     ],
 )
 def test_impossible_words_name_the_possible_ones(

@@ -336,6 +336,7 @@ def convert(checkpoint: Path, out: Path, **words: Any) -> Path:
         {"group_size": -1},
         {"sym": False, "group_size": -1, "ratio": 0.6},
         {"weight_format": "int8", "sym": True},
+        {"quant_method": "gptq-random"},
     ],
     ids=lambda words: "_".join(map(str, words.values())) or "default",
 )

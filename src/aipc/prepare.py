@@ -172,7 +172,8 @@ def convert(  # noqa: PLR0917 - the names and their order are optimum-cli's
     target        whose kernels an ONNX folder is for: "cpu", "cuda" or "dml"
     revision      of a hub repository: branch, tag or commit
     quant_method  of int4: "rtn" rounds to nearest as NNCF does; "mse" fits the scales to the weights; "gptq"
-                  also chooses the codes by what the model computes with them on a text, in minutes
+                  also chooses the codes by what the model computes with them on a text, in minutes;
+                  "gptq-random" on random tokens, without a text, in a part of that time
     dataset       of "gptq": a UTF-8 text file; None for the text that comes with aipc
     raises        ModelNotFoundError, CheckpointError, UnsupportedModelError, SchemeError, StorageError,
                   UsageError; nothing is left of `out` then

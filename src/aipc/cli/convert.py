@@ -68,11 +68,12 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     group.add_argument(
         "--quant-method",
-        choices=["rtn", "mse", "gptq"],
+        choices=["rtn", "mse", "gptq-random", "gptq"],
         default="rtn",
         help="how int4 weights are rounded: rtn, to the nearest by the range of each group, as optimum-cli "
         "does (default); mse, with the scales of the least squared error; gptq, by what the model computes "
-        "with them on a text, which is the best of the three and takes minutes",
+        "with them on a text, which is the best and takes minutes; gptq-random, on random tokens, which "
+        "is nearer than rtn without any text and takes a part of gptq's time",
     )
     group.add_argument("--gptq", action="store_const", const="gptq", dest="quant_method", help=SUPPRESS)
     group.add_argument(

@@ -1,4 +1,4 @@
-"""The text by which a model is calibrated while it is quantised, as token ids."""
+"""The tokens by which a model is calibrated while it is quantised: of a text, or drawn at random."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
+
+import numpy as np
 
 from aipc.errors import UsageError
 from aipc.phi3 import Phi3Config
@@ -24,23 +26,39 @@ _MIN_TOKENS = 256
 _PIECES = 16
 _MAX_CHARACTERS = 5 * _MAX_TOKENS
 
+# Of as many random tokens short sequences said more on the demo model than long ones.
+_RANDOM_SEQUENCES = 16
+_RANDOM_SEQUENCE_TOKENS = 64
+# One for each token: half as many lost more on the demo model, and more cost time.
+_RANDOM_COLUMNS = 1024
+
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """A text in sequences of token ids.
+    """Sequences of token ids.
 
-    dataset   the name of its file, or "default"
+    dataset   the name of the text's file, or "default", or "random" where there is no text
     sha256    of the text
+    columns   of a matrix, neighbours, that make up for each other; None for all
     """
 
     dataset: str
-    sha256: str
+    sha256: str | None
     sequences: tuple[tuple[int, ...], ...]
+    columns: int | None = None
 
     def describe(self) -> dict[str, Any]:
         """For the manifest, in JSON's types."""
         tokens = sum(map(len, self.sequences))
-        return {"dataset": self.dataset, "dataset_sha256": self.sha256, "calibration_tokens": tokens}
+        text = {} if self.sha256 is None else {"dataset_sha256": self.sha256}
+        return {"dataset": self.dataset, **text, "calibration_tokens": tokens}
+
+
+def random_calibration(config: Phi3Config) -> Calibration:
+    """Tokens that no text is needed for: every one as likely as any other, the same at each call."""
+    size = min(_RANDOM_SEQUENCE_TOKENS, config.context_length)
+    ids = np.random.default_rng(0).integers(config.vocab_size, size=(_RANDOM_SEQUENCES, size))
+    return Calibration("random", None, tuple(map(tuple, ids.tolist())), _RANDOM_COLUMNS)
 
 
 def read_calibration(checkpoint_folder: Path, config: Phi3Config, dataset: Path | None) -> Calibration:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from aipc import __version__
-from aipc.conversion.calibration import Calibration, read_calibration
+from aipc.conversion.calibration import Calibration, random_calibration, read_calibration
 from aipc.conversion.checkpoint import Checkpoint
 from aipc.conversion.folder import refuse_taken, staged_folder
 from aipc.conversion.formats import Format, Writer, formats_named
@@ -31,8 +31,8 @@ from aipc.types import Progress
 # About what a core's cache holds; also what bounds the memory of a conversion.
 BLOCK_ELEMENTS = 2**20
 
-# Of row blocks that need nothing else; the 4-bit matrices of gptq are quantised where their inputs are known.
-QUANTIZERS = {"rtn": quantize, "mse": quantize_least_squares, "gptq": quantize}
+# Of row blocks that need nothing else; gptq's 4-bit matrices are quantised where their inputs are known.
+QUANTIZERS = {"rtn": quantize, "mse": quantize_least_squares, "gptq-random": quantize, "gptq": quantize}
 
 _TEXT_FILES = (
     "config.json",
@@ -106,7 +106,7 @@ def convert_checkpoint(
         quant_method=quant_method,
         scores=scores,
     )
-    calibration = read_calibration(checkpoint_folder, config, dataset) if quant_method == "gptq" else None
+    calibration = calibration_for(recipe, checkpoint_folder, config, dataset)
     with staged_folder(out, sum(kind.nbytes(config, recipe) for kind in formats)) as staging:
         folders = [staging / kind.word if len(formats) > 1 else staging for kind in formats]
         _write_texts(checkpoint_folder, config, formats, folders)
@@ -124,6 +124,15 @@ def convert_checkpoint(
     return recipe
 
 
+def calibration_for(
+    recipe: Recipe, checkpoint_folder: Path, config: Phi3Config, dataset: Path | None
+) -> Calibration | None:
+    """The tokens that the recipe's method goes by; for "gptq" alone a text is read, by `read_calibration`."""
+    if recipe.quant_method == "gptq":
+        return read_calibration(checkpoint_folder, config, dataset)
+    return random_calibration(config) if recipe.quant_method == "gptq-random" else None
+
+
 def write_weights(
     checkpoint: Checkpoint,
     config: Phi3Config,
@@ -135,8 +144,8 @@ def write_weights(
 ) -> None:
     """Bring every weight of the checkpoint, quantised once, into every writer.
 
-    calibration   for "gptq"; what is quantised with it is a piece of work of its own for `progress`, as it
-                  takes a hundred times as long a byte
+    calibration   for "gptq" and "gptq-random"; what is quantised with it is a piece of work of its own for
+                  `progress`, as it takes ten or a hundred times as long a byte
     """
     quantizer = QUANTIZERS[recipe.quant_method]
 
@@ -161,7 +170,12 @@ def write_weights(
     if calibration:
         count = _Count(checkpoint, calibrated, progress)
         weights = CalibratedWeights(
-            checkpoint, config, recipe, add, lambda spec, rows: count.take(Block(spec, rows))
+            checkpoint,
+            config,
+            recipe,
+            add,
+            lambda spec, rows: count.take(Block(spec, rows)),
+            columns=calibration.columns,
         )
         with np.errstate(over="ignore", invalid="ignore"):  # CalibratedWeights sees what becomes of it
             for _ in forward(Decoder(config, weights), calibration.sequences):

@@ -1,4 +1,4 @@
-"""4-bit codes chosen by what the model computes with them on a text: GPTQ's error feedback.
+"""4-bit codes chosen by what the model computes with them on tokens: GPTQ's error feedback.
 
 The columns of a matrix are rounded one after the other, and what one loses the later ones make up for as far
 as the inputs of the matrix allow. With e the error of a row, and H = x^T x over the inputs x of all tokens,
@@ -57,19 +57,28 @@ Stored = Callable[[WeightSpec, slice], None]
 class CalibratedWeights(StreamedWeights):
     """Weights as they will be stored, of which the 4-bit matrices are quantised when their inputs come.
 
-    So every matrix sees what the quantised layers before it make of the text, and is made to mend that.
+    So every matrix sees what the quantised layers before it make of the tokens, and is made to mend that.
 
     store    takes the rows of each 4-bit matrix that start at an even number, from several threads
     stored   is told of them, from the thread that runs the decoder
+    columns  of a matrix, neighbours, that make up for each other; None for all
     memory   beside the inputs: the factor of the widest matrix, and a few blocks of 2^23 numbers a thread
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, config: Phi3Config, recipe: Recipe, store: Store, stored: Stored
+        self,
+        checkpoint: Checkpoint,
+        config: Phi3Config,
+        recipe: Recipe,
+        store: Store,
+        stored: Stored,
+        *,
+        columns: int | None = None,
     ) -> None:
         super().__init__(checkpoint)
         self._specs = {spec.name: spec for spec in config.weights()}
         self._recipe = recipe
+        self._columns = columns
         self._store = store
         self._stored = stored
 
@@ -89,16 +98,16 @@ class CalibratedWeights(StreamedWeights):
             return super().product(name, x)
         if not np.isfinite(x).all():
             raise CheckpointError(
-                f"what the model makes of the text is NaN or infinite before {name}",
+                f"what the model makes of the tokens is NaN or infinite before {name}",
                 hint="the weights before it are damaged: take another copy of the model",
             )
-        feedback = feedback_of(x)
+        parts = feedback_within(x, self._columns or x.shape[1])
         product = np.empty((len(x), spec.shape[0]), np.float32)
 
         def settle(block: slice) -> slice:
             weight = self._checkpoint.read(name, block)
             try:
-                packed = quantize_with_feedback(weight, scheme, feedback)
+                packed = quantize_with_feedback(weight, scheme, *parts)
             except SchemeError as exc:
                 raise SchemeError(f"{name}: {exc.message}", exc.hint) from exc
             self._store(spec, block.start, packed)
@@ -121,10 +130,10 @@ def _row_blocks(rows: int, columns: int) -> list[slice]:
 
 @dataclass(frozen=True, slots=True)
 class Feedback:
-    """How the columns of a matrix make up for each other.
+    """How some columns of a matrix, neighbours, make up for each other.
 
-    order     [in] the columns; the last of them is rounded first
-    weights   [in, in] float32; below the diagonal, column i is what column order[i] takes of each error
+    order     [n] the columns; the last of them is rounded first
+    weights   [n, n] float32; below the diagonal, column i is what column order[i] takes of each error
               before it; above the diagonal stands nothing
     """
 
@@ -132,10 +141,11 @@ class Feedback:
     weights: np.ndarray
 
 
-def feedback_of(x: np.ndarray) -> Feedback:
-    """The feedback that suits the inputs of a matrix.
+def feedback_of(x: np.ndarray, first: int = 0) -> Feedback:
+    """The feedback that suits the inputs of neighbouring columns of a matrix.
 
-    x        [tokens, in] float32, finite
+    x        [tokens, n] float32, finite
+    first    the first of the columns
     """
     tokens, columns = x.shape
     energies = np.einsum("tc,tc->c", x, x)
@@ -153,7 +163,12 @@ def feedback_of(x: np.ndarray) -> Feedback:
     for start in range(0, columns, _PANEL):
         panel = weights[start:, start : start + _PANEL]
         panel /= np.diag(panel).copy()
-    return Feedback(order, weights)
+    return Feedback(order + first, weights)
+
+
+def feedback_within(x: np.ndarray, size: int) -> list[Feedback]:
+    """The feedback of the columns in parts of `size` neighbours, each part for itself; see `feedback_of`."""
+    return [feedback_of(x[:, start : start + size], start) for start in range(0, x.shape[1], size)]
 
 
 def factor_of_gram(x: np.ndarray, added: float) -> np.ndarray:
@@ -177,23 +192,30 @@ def factor_of_gram(x: np.ndarray, added: float) -> np.ndarray:
     return factor
 
 
-def quantize_with_feedback(weight: np.ndarray, scheme: Scheme, feedback: Feedback) -> Packed:
+def quantize_with_feedback(weight: np.ndarray, scheme: Scheme, *parts: Feedback) -> Packed:
     """Quantise rows of a matrix to 4 bits, with the scales of `quantize_least_squares`.
 
     weight   [rows, in] float32
+    parts    each column is in one of them
     raises   as `quantize`
     """
     searched = quantize_least_squares(weight, scheme)
-    rounding = _Rounding(weight, searched, scheme, feedback)
-    rounding.settle(0, weight.shape[1])
-    return Packed(rounding.codes(), searched.scale, searched.zero_point, scheme)
+    codes = searched.codes
+    for feedback in parts:
+        rounding = _Rounding(weight, searched, scheme, feedback)
+        rounding.settle(0, len(feedback.order))
+        first = feedback.order.min()
+        places = np.argsort(feedback.order)
+        codes[:, first : first + len(places)] = np.take(transposed(rounding.rounded), places, axis=1)
+    return Packed(codes, searched.scale, searched.zero_point, scheme)
 
 
 class _Rounding:
-    """Rows of a matrix while they are rounded, [in, rows]: a row of it is a column of the matrix.
+    """Rows of a matrix while n columns of them are rounded, [n, rows]: a row of it is a column of the matrix.
 
     errors    the weights, in the order of the feedback; of a column that is rounded, what it lost
     targets   where each is to be rounded: the weight, and what it takes of the errors so far
+    rounded   the codes, in the order of the feedback
     """
 
     def __init__(self, weight: np.ndarray, searched: Packed, scheme: Scheme, feedback: Feedback) -> None:
@@ -207,7 +229,7 @@ class _Rounding:
         self.range = scheme.code_range
         self.errors = transposed(np.take(weight, feedback.order, axis=1))
         self.targets = self.errors.copy()
-        self.owed = np.empty((inputs // 2 + 1, len(weight)), np.float32)
+        self.owed = np.empty((len(feedback.order) // 2 + 1, len(weight)), np.float32)
         self.rounded = np.empty(self.errors.shape, searched.codes.dtype)
 
     def settle(self, start: int, stop: int) -> None:
@@ -221,11 +243,6 @@ class _Rounding:
         np.matmul(self.feedback.weights[middle:stop, start:middle].T, self.errors[middle:stop], out=owed)
         self.targets[start:middle] += owed
         self.settle(start, middle)
-
-    def codes(self) -> np.ndarray:
-        """Of the columns in the order of the matrix, [rows, in]."""
-        places = np.argsort(self.feedback.order)
-        return np.take(transposed(self.rounded), places, axis=1)
 
     def _round(self, start: int, stop: int) -> None:
         among = np.ascontiguousarray(self.feedback.weights[start:stop, start:stop].T)

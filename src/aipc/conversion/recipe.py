@@ -23,7 +23,9 @@ from aipc.phi3 import Phi3Config, Role, WeightSpec
 
 WEIGHT_FORMATS = ("int4", "int8", "fp16")
 DEFAULT_GROUP_SIZE = GROUP_SIZES[0]
-QUANT_METHODS = ("rtn", "mse", "gptq")
+QUANT_METHODS = ("rtn", "mse", "gptq-random", "gptq")
+# They choose the codes by what the model computes with them.
+CALIBRATED_METHODS = ("gptq-random", "gptq")
 
 # An int4 conversion keeps these at 8 bits: NNCF's rule for the embedding and the last matrix.
 _ALWAYS_INT8 = {Role.EMBEDDING, Role.HEAD}
@@ -102,7 +104,8 @@ def make_recipe(
                     criterion has it
     quant_method    of the 4-bit matrices. "rtn": each number to the nearest code, the scale by the range
                     of its group, as NNCF does without data. "mse": the scale with the least squared error.
-                    "gptq": its scales, and codes that mend each other's errors on a text
+                    "gptq": its scales, and codes that mend each other's errors on a text. "gptq-random":
+                    on random tokens, for which no text is needed
     scores          `sensitivity` of each matrix that `is_ranked`, by name; read where ratio < 1
     raises          UsageError for a word or number that does not exist; SchemeError if the group
                     size that was asked for does not divide a matrix
@@ -120,9 +123,9 @@ def make_recipe(
         raise UsageError(
             f"the quantisation method {quant_method!r} does not exist; possible: {', '.join(QUANT_METHODS)}"
         )
-    if weight_format != "int4" and quant_method == "gptq":
+    if weight_format != "int4" and quant_method in CALIBRATED_METHODS:
         raise UsageError(
-            f"gptq quantises to 4 bits; {weight_format} has no 4-bit weights",
+            f"{quant_method} quantises to 4 bits; {weight_format} has no 4-bit weights",
             hint="take int4: --weight-format int4",
         )
     if weight_format != "int4":
