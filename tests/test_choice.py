@@ -231,3 +231,14 @@ def test_the_plan_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
     assert [item["device"] for item in shown["candidates"]] == ["CPU", "CPU", "NPU"]
     assert shown["candidates"][0]["prediction"]["total_s"] == pytest.approx(1.0 + 1.18 + 5.62 + 20 * 0.1517)
     assert main(["plan", "demo", "--new-tokens", "0"]) == 2
+
+
+def test_a_prompt_beyond_the_context_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "demo", "--prompt-tokens", "100000", "--pin", "CPU"]) == 2
+    error = capsys.readouterr().err
+    assert "a prompt of 100000 tokens and 128 new ones are 100128; the context of demo is 2048" in error
+    assert "--prompt-tokens 1920" in error
+    assert kept.pin_of("demo") is None
+    assert main(["plan", "demo", "--prompt-tokens", "1920"]) == 0
+    assert main(["plan", "demo", "--new-tokens", "2048"]) == 2
+    assert "--new-tokens of at most 2047" in capsys.readouterr().err

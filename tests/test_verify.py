@@ -90,6 +90,7 @@ def test_a_run_is_warned_on_this_device_and_no_other(demo: Path, tmp_path: Path)
         (warning,) = [note for note in model.notes if "verify" in note]
     assert "broken on CPU" in warning
     assert found.reasons[0] in warning
+    assert "model.layers.3.self_attn.qkv_proj" in warning
     with aipc.load(demo / "openvino", device="CPU") as model:
         assert not [note for note in model.notes if "verify" in note]
     here = Device("CPU", found.device_name, "CPU")

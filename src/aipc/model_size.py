@@ -56,7 +56,7 @@ def model_size(name: str) -> Size | None:
 
     raises   ModelNotFoundError, CheckpointError, UnsupportedModelError
     """
-    known = hub.local_folder(name) or name == hub.DEMO or hub.cached_snapshot(hub.repository_of(name))
+    known = _is_here(name)
     if known:
         source = hub.find(name, download=False)
         if source.kind == "converted":
@@ -80,6 +80,23 @@ def model_size(name: str) -> Size | None:
         download_bytes=0 if known else 2 * config.parameters,
         conversion_bytes=0 if _is_converted(name) else weights_bytes,
     )
+
+
+def context_length(name: str) -> int | None:
+    """Most tokens of prompt and answer, or None where nothing on this machine says it.
+
+    raises   as `model_size`
+    """
+    if not _is_here(name):
+        return None
+    source = hub.find(name, download=False)
+    config = Phi3Config.read(source.folder) if source.kind != "converted" else _config_of(source.folder)
+    return None if config is None else config.context_length
+
+
+def _is_here(name: str) -> bool:
+    found = hub.local_folder(name) or name == hub.DEMO or hub.cached_snapshot(hub.repository_of(name))
+    return bool(found)
 
 
 def _config_of(folder: Path) -> Phi3Config | None:

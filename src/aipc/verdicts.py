@@ -45,7 +45,9 @@ def warning(folder: Path, device: Device, runtime_version: str) -> str | None:
     verdict, reasons = record.get("verdict"), record.get("reasons")
     if verdict not in {"suspicious", "broken"} or not isinstance(reasons, list) or not reasons:
         return None
-    return f"aipc verify found this model {verdict} on {device.word}: {str(reasons[0])[:300]}"
+    # The first says how much is lost, the second where: which matrices, or whether it is the device.
+    found = "; ".join(str(reason)[:300] for reason in reasons[:2])
+    return f"aipc verify found this model {verdict} on {device.word}: {found}"
 
 
 def _path(folder: Path, device: Device, runtime_version: str) -> Path:

@@ -52,11 +52,12 @@ def run(args: Namespace) -> int:
     """Pin or unpin where that is asked for, then show the plan."""
     from aipc import choice
 
+    workload = _workload(args)
+    _require_room(args.model, workload)
     if args.pin:
         _pin(args.model, args.pin)
     if args.unpin:
         _unpin(args.model)
-    workload = _workload(args)
     made = choice.choose(args.model, weight_format=args.weight_format, goal=args.goal, workload=workload)
     if args.json:
         console.write_answer(json.dumps(_as_object(made, workload), indent=2) + "\n")
@@ -79,6 +80,25 @@ def _workload(args: Namespace) -> Workload:
     if workload.prompt_tokens < 1 or workload.new_tokens < 1:
         raise UsageError("prompt and answer have at least 1 token")
     return workload
+
+
+def _require_room(model: str, workload: Workload) -> None:
+    """Refuse a prompt and an answer that the model does not take.
+
+    raises   UsageError, and as choice.choose
+    """
+    from aipc.model_size import context_length
+
+    room = context_length(model)
+    asked = workload.prompt_tokens + workload.new_tokens
+    if room is not None and asked > room:
+        raise UsageError(
+            f"a prompt of {workload.prompt_tokens} tokens and {workload.new_tokens} new ones are {asked}; "
+            f"the context of {model} is {room}",
+            hint=f"--prompt-tokens {room - workload.new_tokens}"
+            if workload.new_tokens < room
+            else f"--new-tokens of at most {room - 1}",
+        )
 
 
 def _pin(model: str, words: str) -> None:
