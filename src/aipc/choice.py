@@ -74,6 +74,13 @@ def choose(
     return Choice(made, tuple(map(order.prediction, made.candidates)), why)
 
 
+def context_length(source: str | Path) -> int | None:
+    """See `model_size.context_length`."""
+    from aipc import model_size
+
+    return model_size.context_length(str(source))
+
+
 class _Order:
     """Orders candidates by a record, or where it does not know them all by kind and memory."""
 

@@ -87,9 +87,9 @@ def _require_room(model: str, workload: Workload) -> None:
 
     raises   UsageError, and as choice.choose
     """
-    from aipc.model_size import context_length
+    from aipc import choice
 
-    room = context_length(model)
+    room = choice.context_length(model)
     asked = workload.prompt_tokens + workload.new_tokens
     if room is not None and asked > room:
         raise UsageError(
