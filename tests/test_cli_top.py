@@ -166,12 +166,18 @@ def test_the_live_line_of_a_run() -> None:
 
 
 class Screen:
-    """What a terminal shows of a process at a pseudo-terminal, and its keys."""
+    """What a terminal shows of a process at a pseudo-terminal, and its keys.
 
-    def __init__(self, process: subprocess.Popen[bytes], controller: int, columns: int, rows: int) -> None:
+    before   the terminal's modes before the process had it
+    """
+
+    def __init__(
+        self, process: subprocess.Popen[bytes], controller: int, before: list[Any], columns: int, rows: int
+    ) -> None:
         pyte = pytest.importorskip("pyte")
         self.process = process
         self.controller = controller
+        self.before = before
         self.screen = pyte.HistoryScreen(columns, rows, history=1000, ratio=0.5)
         self._stream = pyte.ByteStream(self.screen)
         self.output = b""
@@ -232,6 +238,7 @@ def terminal(
     """
     controller, theirs = os.openpty()
     set_size(controller, columns, rows)
+    before = modes(controller)
     command = [sys.executable, stand_in.__file__, *["--terminal"] * session, *words]
     environment = stand_in.environment(TERM="xterm-256color", **more)
     for name in ("COLUMNS", "LINES"):
@@ -247,7 +254,7 @@ def terminal(
     )
     os.close(theirs)
     try:
-        yield Screen(process, controller, columns, rows)
+        yield Screen(process, controller, before, columns, rows)
     finally:
         process.kill()
         process.wait()
@@ -272,17 +279,16 @@ def modes(terminal: int) -> list[Any]:
 def test_top_shows_the_cpu_and_gives_the_terminal_back(key: str, tmp_path: Path) -> None:
     path = tmp_path / "top.jsonl"
     with terminal("top", "--interval", "0.05", "--record", str(path)) as screen:
-        before = modes(screen.controller)
         lines = screen.until(shows("memory"))
         assert lines[0].startswith("aipc top  every 0.05 s · recording to ")
         assert shows("CPU")(lines)
-        assert modes(screen.controller) != before
+        assert modes(screen.controller) != screen.before
         screen.resize(40, 12)
         screen.until(lambda lines: lines[0].startswith("aipc top") and lines[0].endswith("…"))
         screen.press(key)
         code, _ = screen.to_the_end()
         assert code == 0
-        assert modes(screen.controller) == before
+        assert modes(screen.controller) == screen.before
         assert screen.output.rindex(b"\x1b[?1049l") > screen.output.rindex(b"\x1b[?1049h")
         assert screen.output.rindex(b"\x1b[?25h") > screen.output.rindex(b"\x1b[?25l")
     numbers = [sample.number for sample in read_recording(path)]
@@ -360,22 +366,21 @@ def test_while_it_is_stopped_the_terminal_has_its_last_row() -> None:
 @needs_terminal
 def test_while_it_is_stopped_the_terminal_is_no_screen_of_top() -> None:
     with terminal("top", "--interval", "0.05", session=False) as screen:
-        before = modes(screen.controller)
         for _ in range(2):
             screen.until(shows("memory"))
             screen.output = b""
             own = modes(screen.controller)
-            assert own != before
+            assert own != screen.before
             with stopped(screen):
                 screen.until(lambda _: b"\x1b[?1049l" in screen.output and b"\x1b[?25h" in screen.output)
-                assert modes(screen.controller) == before
+                assert modes(screen.controller) == screen.before
                 screen.screen.reset()
             screen.until(lambda _: b"\x1b[?1049h" in screen.output and b"\x1b[?25l" in screen.output)
             screen.until(shows("memory"))
             assert modes(screen.controller) == own
         screen.press("q")
         assert screen.to_the_end()[0] == 0
-        assert modes(screen.controller) == before
+        assert modes(screen.controller) == screen.before
 
 
 @needs_terminal

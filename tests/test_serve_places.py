@@ -263,7 +263,7 @@ def test_what_verify_found_is_told_before_the_model_is_loaded(
     assert warning("demo", CPU) is None
     record = {"verdict": "broken", "reasons": ["it loses 3.2 nats", "more"]}
     verdicts.keep(record, ready.folder, CPU.device, runtime_version(ONNXRUNTIME))
-    said = "aipc verify found this model broken on CPU: it loses 3.2 nats"
+    said = "aipc verify found this model broken on CPU: it loses 3.2 nats; more"
     assert warning("demo", CPU) == said
     monkeypatch.setattr("aipc.serve.cards.warning", lambda name, place: warning("demo", place))
     details = httpx.get(f"{served.url}/v1/models/scripted").json()
