@@ -288,7 +288,7 @@ HOSTILE = [
     ("j", "h", "/h/j", "/h/j/c"),
     ("o'brien; rm", "a.b", "/Users/o'brien; rm", "/tmp/\\E.*/x y"),
     ("жанна", "хост", "/home/жанна", "/home/жанна/кэш"),
-    ("root", "localhost", "/var/root", "/var/root/.cache/aipc"),
+    ("admin", "localhost", "/var/admin", "/var/admin/.cache/aipc"),
 ]
 
 

@@ -233,16 +233,28 @@ def packages(cache: Path, wheels: Path, sources: Sequence[Path], build: Callable
     raises    NotHereError
     """
     key = hashlib.sha256(b"".join(path.read_bytes() for path in [wheels, *sources])).hexdigest()[:12]
-    folder = cache / f"packages-{key}"
+
+    def make(made: Path, scratch: Path) -> None:
+        for wheel in download(wheels, scratch):
+            _unpack(wheel, made)
+        build(made)
+
+    return made_once(cache, f"packages-{key}", make)
+
+
+def made_once(cache: Path, name: str, make: Callable[[Path, Path], None]) -> Path:
+    """A folder of the cache, made where it is missing: it is there whole or not at all.
+
+    make     puts into its first folder what is to be there; its second is for what it needs meanwhile
+    raises   what `make` raises
+    """
+    folder = cache / name
     with locked(cache):
         if not folder.is_dir():
             with tempfile.TemporaryDirectory(dir=cache, prefix=".partial-") as partial:
-                made = Path(partial) / "packages"
+                made = Path(partial) / "made"
                 made.mkdir()
-                download(wheels, Path(partial))
-                for wheel in sorted(Path(partial).glob("*.whl")):
-                    _unpack(wheel, made)
-                build(made)
+                make(made, Path(partial))
                 made.rename(folder)
     return folder
 
@@ -257,8 +269,8 @@ def windows_path(path: Path) -> str:
     return "Z:" + str(path.absolute()).replace("/", "\\")
 
 
-def download(wheels: Path, folder: Path) -> None:
-    """The wheels that a requirements file with hashes lists, into a folder.
+def download(wheels: Path, folder: Path) -> list[Path]:
+    """The wheels that a requirements file with hashes lists, into a folder; gives them by name.
 
     raises   NotHereError
     """
@@ -283,6 +295,7 @@ def download(wheels: Path, folder: Path) -> None:
         raise RuntimeError(f"pip refused what {wheels} lists: {done.stderr.strip()}")
     if done.returncode != 0:
         raise NotHereError(f"pip could not download what {wheels.name} lists: {done.stderr.strip()[-800:]}")
+    return sorted(folder.glob("*.whl"))
 
 
 def _unpack(wheel: Path, folder: Path) -> None:

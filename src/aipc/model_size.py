@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from aipc import cache, hub
 from aipc.conversion.recipe import make_recipe
@@ -65,7 +64,7 @@ def model_size(name: str) -> Size | None:
                 part for info in RUNTIMES.values() for part in hub.converted_folders(source.folder, info)
             ]
             largest = max(map(cache.bytes_below, parts))
-            return Size(largest, _kv_numbers(_config_of(source.folder)))
+            return Size(largest, _kv_numbers(_config_of(source)))
         config = Phi3Config.read(source.folder)
     else:
         shape = _SHAPES.get(hub.repository_of(name))
@@ -89,8 +88,7 @@ def context_length(name: str) -> int | None:
     """
     if not _is_here(name):
         return None
-    source = hub.find(name, download=False)
-    config = Phi3Config.read(source.folder) if source.kind != "converted" else _config_of(source.folder)
+    config = _config_of(hub.find(name, download=False))
     return None if config is None else config.context_length
 
 
@@ -99,9 +97,11 @@ def _is_here(name: str) -> bool:
     return bool(found)
 
 
-def _config_of(folder: Path) -> Phi3Config | None:
-    """Of a converted folder, which others may have made without one."""
-    return Phi3Config.read(folder) if (folder / "config.json").is_file() else None
+def _config_of(source: hub.Source) -> Phi3Config | None:
+    """Of a model that is here. A converted folder may have none, where others made it."""
+    if source.kind == "converted" and not (source.folder / "config.json").is_file():
+        return None
+    return Phi3Config.read(source.folder)
 
 
 def _kv_numbers(config: Phi3Config | None) -> int:

@@ -13,14 +13,13 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import tempfile
 import zipfile
 from pathlib import Path
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
-from windows import COMPILER, NotHereError, download, locked, say  # noqa: E402 - beside this folder
+from windows import COMPILER, NotHereError, download, made_once, say  # noqa: E402 - beside this folder
 
 PACKAGES = HERE / "windows-packages.txt"
 _SOURCES = (HERE / "python.c", HERE / "bcryptprimitives.c")
@@ -52,21 +51,16 @@ def made(cache: Path) -> Path:
     """
     parts = [PACKAGES.read_bytes(), Path(__file__).read_bytes(), sys.version.encode()]
     key = hashlib.sha256(b"".join([*parts, *(source.read_bytes() for source in _SOURCES)])).hexdigest()[:12]
-    folder = cache / f"python-{key}"
-    with locked(cache):
-        if not folder.is_dir():
-            with tempfile.TemporaryDirectory(dir=cache, prefix=".partial-") as partial:
-                python = Path(partial) / "python"
-                library = Path(sysconfig.get_path("stdlib"))
-                skipped = shutil.ignore_patterns(*_NOT_OF_THE_LIBRARY, "__pycache__")
-                shutil.copytree(library, python / "Lib", ignore=skipped)
-                _fit(python / "Lib")
-                download(PACKAGES, Path(partial))
-                for wheel in sorted(Path(partial).glob("*.whl")):
-                    _unpack(wheel, python)
-                _build(python)
-                python.rename(folder)
-    return folder
+
+    def make(python: Path, scratch: Path) -> None:
+        skipped = shutil.ignore_patterns(*_NOT_OF_THE_LIBRARY, "__pycache__")
+        shutil.copytree(sysconfig.get_path("stdlib"), python / "Lib", ignore=skipped)
+        _fit(python / "Lib")
+        for wheel in download(PACKAGES, scratch):
+            _unpack(wheel, python)
+        _build(python)
+
+    return made_once(cache, f"python-{key}", make)
 
 
 def _fit(library: Path) -> None:

@@ -25,6 +25,7 @@ from aipc.runtimes.engine import Inbox, Outbox, Request, serve
 from aipc.runtimes.onnxruntime_errors import failed, gist, translated
 from aipc.runtimes.onnxruntime_options import Options
 from aipc.runtimes.sampling import choose, scored
+from aipc.runtimes.scoring import write_scores
 from aipc.types import MAX_LOGPROBS, Sampling
 
 # The package reports to Microsoft unless it finds this before it is imported.
@@ -231,7 +232,7 @@ class OnnxEngine:
         sampling = request.sampling
         try:
             if request.forced is not None:
-                self._write_scores(request, outbox)
+                write_scores(request, self._scores(request.prompt, request.forced.ids), outbox)
             else:
                 for count, token in enumerate(self._tokens(request.prompt, sampling, wanted)):
                     outbox.ids(request.number, [token], end=False, cached=None if count else self._cached)
@@ -247,16 +248,6 @@ class OnnxEngine:
             # One that was withdrawn has no end: its caller may be told of another, such as a closed model.
             if wanted():
                 outbox.ids(request.number, [], end=True)
-
-    def _write_scores(self, request: Request, outbox: Outbox) -> None:
-        """The scores at each token of an answer that is given, as .npy."""
-        assert request.forced is not None  # noqa: S101 - the caller asked before
-        given, rows = request.forced.ids, []
-        for row, token in zip(self._scores(request.prompt, given), given, strict=True):
-            rows.append(row)
-            # A sign of life: a whole answer may take longer than the caller waits for one.
-            outbox.ids(request.number, [token], end=False)
-        np.save(request.forced.path, np.stack(rows))
 
     def _tokens(self, prompt: list[int], sampling: Sampling, wanted: Wanted) -> Iterator[int]:
         if self._appends and sampling.guidance is None:

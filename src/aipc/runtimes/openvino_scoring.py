@@ -19,6 +19,7 @@ from aipc.errors import CheckpointError, RuntimeFailedError, require
 from aipc.runtimes.engine import Inbox, Outbox, Request, serve
 from aipc.runtimes.openvino_engine import CHUNK_TOKENS, Options, arithmetic, require_device
 from aipc.runtimes.openvino_errors import gist, translated
+from aipc.runtimes.scoring import write_scores
 
 # The first import decides whether OpenVINO's telemetry comes with it.
 require("openvino", "openvino")
@@ -68,19 +69,12 @@ class ScoringEngine:
         assert request.forced is not None  # noqa: S101 - nothing else is asked of this engine
         try:
             model = self._request_for(len(request.prompt), long=self._options.is_long(request))
-            rows = []
-            for row, token in zip(
-                self._scores(model, request.prompt, request.forced.ids), request.forced.ids, strict=True
-            ):
-                rows.append(row)
-                # A sign of life: a whole answer may take longer than the caller waits for one.
-                outbox.ids(request.number, [token], end=False)
+            write_scores(request, self._scores(model, request.prompt, request.forced.ids), outbox)
         except RuntimeError as exc:
             error = RuntimeFailedError(f"OpenVINO could not answer: {gist(exc)}")
             error.__cause__ = exc
             outbox.error(request.number, error)
             return
-        np.save(request.forced.path, np.stack(rows))
         outbox.ids(request.number, [], end=True)
 
     def _scores(self, request: Any, prompt: list[int], following: list[int]) -> Iterator[np.ndarray]:
