@@ -4,8 +4,12 @@
 
 Where other tenants take memory bandwidth for minutes, a process that runs later than another one measures
 them. Here all runtimes are loaded side by side, one computes at a time, and each figure is compared with
-those of the same turn, seconds away. Memory bandwidth is measured between all of them: a share of the
-ceiling is taken from the better of the two measurements around it.
+those of the same turn. A turn is a block of decode steps, less than a second of each; every few turns they
+all begin a new text, whose prompt is the prefill. Memory bandwidth is measured between all blocks: a share
+of the ceiling is taken from the better of the two measurements around it.
+
+The ceiling is bandwidth over the bytes that a token needs: those of the weights, and of the keys and values
+of the text before it. Decode is the mean of a block's steps, as whoever reads the answer has it.
 
 Cells as in bench_decode.py, and what computes for aipc on ONNX Runtime in a process of its own, without
 aipc's worker around it.
@@ -22,13 +26,14 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from aipc.bench.machine import memory_bandwidth
+from aipc.phi3 import Phi3Config
 from bench_decode import AIPC_ONNX, ENVIRONMENT, LLAMA, PACKAGES, Cell, cells, llama_description, read_once
 from measuring import markdown_table, versions, write_record
 from peers import default_envs, peer_python
@@ -36,14 +41,20 @@ from peers import default_envs, peer_python
 DECODER = "the same, without a worker"
 
 
+# Of the keys and values in each runtime's cache.
+_CACHE_VALUE_BYTES = {"onnxruntime": 4, "decoder": 4, "genai": 4, "llama": 2, "openvino": 1}
+
+
 class Running:
     """A cell's process, loaded and waiting for its turn."""
 
     def __init__(self, cell: Cell, args: argparse.Namespace) -> None:
         program = Path(__file__).with_name("decode_cell.py")
-        command = [str(cell.python), str(program), cell.kind, str(cell.model), "--turns"]
+        command = [str(cell.python), str(program), cell.kind, str(cell.model), "--block", str(args.steps + 1)]
         command += ["--threads", str(args.threads), "--vocab-size", str(args.vocab_size)]
-        command += ["--prompt-tokens", str(args.prompt_tokens), "--new-tokens", str(args.new_tokens)]
+        command += ["--prompt-tokens", str(args.prompt_tokens)]
+        # A text's first token ends its prompt.
+        command += ["--new-tokens", str(1 + args.blocks * (args.steps + 1))]
         self.cell = cell
         self._process = subprocess.Popen(
             command,
@@ -55,10 +66,10 @@ class Running:
         )
         self._answer()
 
-    def ask(self) -> dict[str, Any]:
-        """One request, timed over there."""
+    def ask(self, word: str) -> dict[str, Any]:
+        """One prompt, or one block of steps, timed over there."""
         assert self._process.stdin is not None
-        self._process.stdin.write("\n")
+        self._process.stdin.write(f"{word}\n")
         self._process.stdin.flush()
         return self._answer()
 
@@ -83,58 +94,86 @@ def running(used: Sequence[Cell], args: argparse.Namespace) -> Iterator[list[Run
             read_once(cell.model)
             loaded.append(Running(cell, args))
             stack.callback(loaded[-1].close)
-            loaded[-1].ask()
+            loaded[-1].ask("prompt")
         yield loaded
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One request of one cell.
+    """One block of one cell.
 
-    bandwidth   bytes a second, the better of the measurements before and after it
+    token_bytes   that each of its tokens needed
+    bandwidth     bytes a second, the better of the measurements before and after it
     """
 
-    prefill_tokens_per_s: float
     decode_tokens_per_s: float
+    token_bytes: float
     bandwidth: float
 
+    @property
+    def share(self) -> float:
+        """Of the ceiling."""
+        return self.decode_tokens_per_s * self.token_bytes / self.bandwidth
 
-def measure(loaded: Sequence[Running], turns: int) -> dict[str, list[Turn]]:
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Of one cell: how fast each prompt was read, and each turn."""
+
+    prefill_tokens_per_s: list[float] = field(default_factory=list)
+    turns: list[Turn] = field(default_factory=list)
+
+
+def measure(loaded: Sequence[Running], args: argparse.Namespace) -> dict[str, Measured]:
     """Each turn asks every cell once; who begins changes from turn to turn."""
-    results: dict[str, list[Turn]] = {one.cell.name: [] for one in loaded}
+    results = {one.cell.name: Measured() for one in loaded}
     before = memory_bandwidth()
-    for number in range(turns):
-        first = number % len(loaded)
-        for one in (*loaded[first:], *loaded[:first]):
-            answer = one.ask()
+    for number in range(args.turns):
+        first, block = number % len(loaded), number % args.blocks
+        order = (*loaded[first:], *loaded[:first])
+        if block == 0:
+            for one in order:
+                rate = args.prompt_tokens / one.ask("prompt")["ttft_s"]
+                results[one.cell.name].prefill_tokens_per_s.append(rate)
+            before = memory_bandwidth()
+        held = args.prompt_tokens + (block + 0.5) * (args.steps + 1)
+        for one in order:
+            rate = 1 / statistics.mean(one.ask("block")["steps_s"])
             after = memory_bandwidth()
-            prefill = answer["prompt_tokens"] / answer["ttft_s"]
-            decode = 1 / statistics.median(answer["steps_s"])
-            results[one.cell.name].append(Turn(prefill, decode, max(before, after)))
+            needed = one.cell.weight_bytes + held * _CACHE_VALUE_BYTES[one.cell.kind] * args.cache_values
+            results[one.cell.name].turns.append(Turn(rate, needed, max(before, after)))
             before = after
-        print(f"turn {number + 1} of {turns}", file=sys.stderr)
+        print(f"turn {number + 1} of {args.turns}", file=sys.stderr)
     return results
 
 
-def report(used: Sequence[Cell], results: dict[str, list[Turn]]) -> str:
+def report(used: Sequence[Cell], results: dict[str, Measured]) -> str:
     """Medians, with the quartiles of each ratio, as a Markdown table."""
-    yardstick = results.get(LLAMA) or results[used[0].name]
+    names = [cell.name for cell in used]
+    yardstick = LLAMA if LLAMA in names else names[0]
     rows = []
-    for cell in used:
-        turns = results[cell.name]
-        pairs = list(zip(turns, yardstick, strict=True))
+    for name in names:
+        own, other = results[name], results[yardstick]
+        decode = [turn.decode_tokens_per_s for turn in own.turns]
         rows.append(
             (
-                cell.name,
-                f"{statistics.median(turn.prefill_tokens_per_s for turn in turns):.1f}",
-                quartiles([own.prefill_tokens_per_s / other.prefill_tokens_per_s for own, other in pairs]),
-                f"{statistics.median(turn.decode_tokens_per_s for turn in turns):.1f}",
-                quartiles([own.decode_tokens_per_s / other.decode_tokens_per_s for own, other in pairs]),
-                quartiles([turn.decode_tokens_per_s * cell.weight_bytes / turn.bandwidth for turn in turns]),
+                name,
+                f"{statistics.median(own.prefill_tokens_per_s):.1f}",
+                quartiles(ratios(own.prefill_tokens_per_s, other.prefill_tokens_per_s)),
+                f"{statistics.median(decode):.1f}",
+                quartiles(ratios(decode, [turn.decode_tokens_per_s for turn in other.turns])),
+                quartiles(
+                    [turn.decode_tokens_per_s * turn.token_bytes / turn.bandwidth for turn in own.turns]
+                ),
             )
         )
-    of = f"of {LLAMA if LLAMA in results else used[0].name}"
+    of = f"of {yardstick}"
     return markdown_table(("", "prefill t/s", of, "decode t/s", of, "of ceiling"), rows)
+
+
+def ratios(own: Sequence[float], other: Sequence[float]) -> list[float]:
+    """Each of the values over the other one of its turn."""
+    return [one / its for one, its in zip(own, other, strict=True)]
 
 
 def quartiles(values: Sequence[float]) -> str:
@@ -149,15 +188,18 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--openvino", type=Path, help="an OpenVINO folder that aipc converted")
     parser.add_argument("--gguf", type=Path, help="what make_gguf.py wrote")
     parser.add_argument("--prompt-tokens", type=int, default=128)
-    parser.add_argument("--new-tokens", type=int, default=17)
-    parser.add_argument("--turns", type=int, default=12)
+    parser.add_argument("--steps", type=int, default=16, help="decode steps in a block")
+    parser.add_argument("--blocks", type=int, default=6, help="blocks of each text")
+    parser.add_argument("--turns", type=int, default=36)
     parser.add_argument("--threads", type=int, default=psutil.cpu_count(logical=False) or 1)
     parser.add_argument("--envs", type=Path, default=default_envs(), help="folder of the peers' environments")
     parser.add_argument("--record", type=Path, help="write everything measured as JSON")
     args = parser.parse_args()
-    if args.new_tokens < 2 or args.turns < 2:
-        parser.error("--new-tokens and --turns must be at least 2")
-    args.vocab_size = json.loads((args.onnx / "config.json").read_text(encoding="utf-8"))["vocab_size"]
+    if args.steps < 1 or args.blocks < 1 or args.turns <= args.blocks:
+        parser.error("--steps and --blocks must be at least 1, and --turns more than --blocks")
+    config = Phi3Config.read(args.onnx)
+    args.vocab_size = config.vocab_size
+    args.cache_values = 2 * config.layers * config.kv_heads * config.head_size
     args.prepacked = args.no_mmap = False
     return args
 
@@ -168,7 +210,7 @@ def main() -> None:
     own = next(cell for cell in used if cell.name == AIPC_ONNX)
     used.append(Cell(DECODER, "decoder", own.model, own.python, own.weight_bytes, own.cache))
     with running(used, args) as loaded:
-        results = measure(loaded, args.turns)
+        results = measure(loaded, args)
     print(report(used, results))
     if args.record:
         content = {
@@ -176,7 +218,7 @@ def main() -> None:
             "versions": {"aipc": versions(sys.executable, PACKAGES)},
             "llama": llama_description(peer_python("llama", args.envs)) if args.gguf else None,
             "weight_bytes": {cell.name: cell.weight_bytes for cell in used},
-            "turns": {name: [dataclasses.asdict(turn) for turn in turns] for name, turns in results.items()},
+            "cells": {name: dataclasses.asdict(measured) for name, measured in results.items()},
         }
         write_record(args.record, "turns", content)
 

@@ -57,11 +57,17 @@ def ask_once(
     ask: Ask, random: np.random.Generator, vocab_size: int, prompt_tokens: int, new_tokens: int
 ) -> tuple[dict[str, Any], Arrivals]:
     """One request with a new prompt: its summary, and what it is made from."""
-    # The first three ids and the last hundred hold this family's special tokens.
-    ids = random.integers(3, vocab_size - 100, prompt_tokens).tolist()
+    ids = prompt_ids(random, vocab_size, prompt_tokens)
     asked = time.perf_counter()
     arrivals = ask(ids, new_tokens)
     return summarise(prompt_tokens, new_tokens, asked, arrivals), arrivals
+
+
+def prompt_ids(random: np.random.Generator, vocab_size: int, count: int) -> list[int]:
+    """So many ids, none of which means anything to the runtime."""
+    # The first three ids and the last hundred hold this family's special tokens.
+    ids: list[int] = random.integers(3, vocab_size - 100, count).tolist()
+    return ids
 
 
 def summarise(prompt_tokens: int, new_tokens: int, asked: float, arrivals: Arrivals) -> dict[str, Any]:

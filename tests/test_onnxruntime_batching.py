@@ -23,7 +23,7 @@ from aipc.runtimes import onnxruntime_batching, onnxruntime_engine
 from aipc.runtimes.engine import Request
 from aipc.runtimes.memory import available_bytes
 from aipc.runtimes.onnxruntime_batching import MAX_ROWS, BatchEngine
-from aipc.runtimes.onnxruntime_decoder import Decoder
+from aipc.runtimes.onnxruntime_decoder import AHEAD_TOKENS, CacheShape, Decoder, KVCache
 from aipc.runtimes.onnxruntime_engine import OnnxEngine
 from aipc.runtimes.onnxruntime_options import Options
 from aipc.types import Sampling
@@ -200,6 +200,24 @@ def test_streams_wait_where_memory_is_short(
     assert engine._cache.touched_tokens <= 2 * (600 + 24)
     assert run(engine, requests[0]).ids[1] == script.ids[1]
     assert engine._cache.touched_tokens <= 400
+
+
+def test_a_row_that_grows_by_single_tokens_is_memory_before_they_are_written() -> None:
+    cache = KVCache(CacheShape(layers=1, heads=2, head_size=8, dtype=np.dtype(np.float32)))
+    cache.resize(2, 64, [])
+    cache.touch(0, 40)
+    assert cache.touched_tokens == 40, "a chunk is written by all cores"
+    for part in cache.parts:
+        part[0, :, :40] = 1
+    cache.touch(0, 41)
+    assert cache.touched_tokens == 41 + AHEAD_TOKENS
+    for part in cache.parts:
+        assert part[0, :, :40].all(), "what the row holds stays"
+        part[0, :, 40 : 41 + AHEAD_TOKENS] = 2
+    cache.touch(0, 41 + AHEAD_TOKENS)
+    assert all((part[0, :, 40 : 41 + AHEAD_TOKENS] == 2).all() for part in cache.parts)
+    cache.touch(0, 60)
+    assert cache.touched_tokens == 64, "there is no more"
 
 
 def test_memory_is_known_here() -> None:

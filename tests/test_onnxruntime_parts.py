@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -71,6 +74,49 @@ def test_parts_compute_what_the_whole_does(model: RandomModel) -> None:
         scores += [one.step(0, np.array([ids(20, seed=2)]), np.array([30]), near)]
         scores += [one.step(0, np.array([[5]]), np.array([50]), near)]
     assert all(np.array_equal(own, other) for own, other in zip(scores[:2], scores[2:], strict=True))
+
+
+# What a process that has nothing else to compute does, as the worker is one.
+ALONE = """
+import json, sys
+from pathlib import Path
+import numpy as np
+import psutil
+from aipc.runtimes import onnxruntime_parts
+from aipc.runtimes.onnxruntime_decoder import Decoder
+from aipc.runtimes.onnxruntime_graph import share_threads
+
+onnxruntime_parts.LEAST_WEIGHT_BYTES = 1
+folder, properties, border, ids = json.loads(sys.argv[1])
+before = psutil.Process().num_threads()
+share_threads(properties)
+decoder = Decoder(Path(folder), properties, border)
+threads = psutil.Process().num_threads() - before
+decoder.cache.resize(1, 64, [])
+scores = decoder.step(0, np.array([ids]), np.array([0]), np.array([False]))
+print(json.dumps([len(decoder._graph._sessions), threads, scores.tolist()]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("properties", "threads"), [(CORES, 2), (CORES | {"session.intra_op.allow_spinning": "0"}, 6)]
+)
+def test_parts_share_the_threads_of_their_process(
+    model: RandomModel, properties: dict[str, object], threads: int
+) -> None:
+    """Unless somebody asks for something that shared threads cannot have."""
+    prompt = ids(20)
+    wanted = json.dumps([str(model.folder), properties, model.config.rope_border, prompt])
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE, wanted], check=True, capture_output=True, text=True, encoding="utf-8"
+    )
+    assert not done.stderr
+    parts, started, scores = json.loads(done.stdout)
+    assert (parts, started) == (3, threads)
+    here = decoder(model, **CORES)
+    here.cache.resize(1, 64, [])
+    near = np.array([False])
+    assert np.array_equal(scores, here.step(0, np.array([prompt]), np.array([0]), near))
 
 
 def test_streams_in_parts_are_the_references(model: RandomModel) -> None:

@@ -21,7 +21,7 @@ from aipc.runtimes.engine import Engine, Inbox, Outbox, Request, serve
 from aipc.runtimes.memory import available_bytes
 from aipc.runtimes.onnxruntime_decoder import Decoder, graph_file
 from aipc.runtimes.onnxruntime_errors import failed, out_of_memory
-from aipc.runtimes.onnxruntime_graph import FAILURES
+from aipc.runtimes.onnxruntime_graph import FAILURES, share_threads
 from aipc.runtimes.onnxruntime_options import Options
 from aipc.runtimes.onnxruntime_prepacked import exists, make, prepacked_graph
 from aipc.runtimes.sampling import choose, scored
@@ -47,7 +47,13 @@ ANSWER_TOKENS = 256
 
 def main() -> None:
     """Serve the caller at the other end of stdin and stdout."""
-    serve(lambda options: load(Options(**options)))
+    serve(lambda options: _load_alone(Options(**options)))
+
+
+def _load_alone(options: Options) -> Engine:
+    """`load`, in a process that does nothing else."""
+    share_threads(options.properties)
+    return load(options)
 
 
 def load(options: Options) -> Engine:

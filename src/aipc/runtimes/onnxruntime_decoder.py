@@ -26,6 +26,10 @@ _CACHE_TYPES: dict[str, np.dtype[Any]] = {
     "tensor(float)": np.dtype(np.float32),
     "tensor(float16)": np.dtype(np.float16),
 }
+# Of a row that grows by single tokens, so many more become memory at once: a page that is missing in the
+# middle of a step holds up all cores.
+AHEAD_TOKENS = 16
+
 _IDS, _MASK, _POSITIONS, _LOGITS = "input_ids", "attention_mask", "position_ids", "logits"
 
 
@@ -47,7 +51,8 @@ class CacheShape:
 class KVCache:
     """Keys and values of the tokens in each row: for each layer and part [rows, heads, capacity, head_size].
 
-    Untouched memory costs nothing: a row takes as much as the longest sequence that it has held.
+    Untouched memory costs nothing: a row takes as much as the longest sequence that it has held, and
+    `AHEAD_TOKENS`.
 
     generation   another one after each change of where the rows lie
     """
@@ -77,7 +82,12 @@ class KVCache:
 
     def touch(self, row: int, count: int) -> None:
         """The first `count` tokens of a row are about to be written."""
-        self._touched[row] = max(self._touched[row], count)
+        known = self._touched[row]
+        if known < count < known + AHEAD_TOKENS:
+            count = min(count + AHEAD_TOKENS, self.capacity)
+            for part in self.parts:
+                part[row, :, known:count] = 0
+        self._touched[row] = max(known, count)
 
     def copy(self, source: int, target: int, count: int) -> None:
         """The first `count` tokens of a row into another one."""

@@ -6,6 +6,7 @@ import functools
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,40 @@ FAILURES: tuple[type[Exception], ...] = (
 # Packing weights is bound by memory bandwidth, which so many cores use up.
 MOST_PARTS = 4
 
+_THREADS = "intra_op_num_threads"
 _SHARED_MEMORY = "session.use_env_allocators"
 _STOP_SPINNING = "session.force_spinning_stop"
 _FOLDER = "session.model_external_initializers_file_folder_path"
+
+
+@dataclass(slots=True)
+class _Process:
+    """What all sessions of this process have in common.
+
+    threads   how many they share, if they do
+    """
+
+    threads: int | None = None
+
+
+_process = _Process()
+
+
+def share_threads(properties: Mapping[str, Any]) -> None:
+    """Give all graphs of this process the same threads; to be called before the first is loaded.
+
+    The parts of a graph take turns, and each would have to wake its own. Where a person asks for something of
+    the threads, each has its own still, as the runtime takes no more than a number for shared ones. Whoever
+    else uses onnxruntime in this process must not ask for threads of a session's own.
+
+    properties   session options, in the runtime's words
+    raises       UsageError
+    """
+    if any("intra_op" in name or "inter_op" in name for name in properties.keys() - {_THREADS}):
+        return
+    threads = int(session_options(properties).intra_op_num_threads)
+    ort.set_global_thread_pool_sizes(threads, 1)
+    _process.threads = threads
 
 
 class Graph:
@@ -133,8 +165,10 @@ class _BoundPart:
         self._session.run_with_iobinding(self._binding, self._options)
         if not self._gives:
             return {}
-        # They were bound after those that lie in memory that stays.
-        return dict(zip(self._gives, self._binding.get_outputs()[-len(self._gives) :], strict=True))
+        outputs = self._binding.get_outputs_as_ortvaluevector()
+        # They were bound after those that lie in memory that stays, of which there are many.
+        last = range(len(outputs) - len(self._gives), len(outputs))
+        return {name: ort.OrtValue(outputs[place]) for name, place in zip(self._gives, last, strict=True)}
 
 
 def _place(array: np.ndarray) -> tuple[Any, ...]:
@@ -146,7 +180,7 @@ def _open_parts(path: Path, properties: Mapping[str, Any], *, optimised: bool) -
 
     raises   UsageError
     """
-    threads = int(session_options(properties).intra_op_num_threads)
+    threads = _process.threads or int(session_options(properties).intra_op_num_threads)
     parts = cut(path, min(threads, MOST_PARTS))
     if not parts:
         return []
@@ -154,8 +188,9 @@ def _open_parts(path: Path, properties: Mapping[str, Any], *, optimised: bool) -
     def opened(part: bytes) -> ort.InferenceSession:
         options = session_options(properties, optimised=optimised)
         options.add_session_config_entry(_FOLDER, str(path.parent))
-        # Each has its threads, and those of the one before would be in its way.
-        options.add_session_config_entry(_STOP_SPINNING, "1")
+        if _process.threads is None:
+            # Each has its threads, and those of the one before would be in its way.
+            options.add_session_config_entry(_STOP_SPINNING, "1")
         options.add_session_config_entry(_SHARED_MEMORY, "1")
         return ort.InferenceSession(part, options, providers=["CPUExecutionProvider"])
 
@@ -196,7 +231,7 @@ def session_options(properties: Mapping[str, Any], *, optimised: bool = False) -
     options.log_severity_level = 3
     if optimised:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    for name, value in ({"intra_op_num_threads": physical_cores()} | dict(properties)).items():
+    for name, value in ({_THREADS: physical_cores()} | dict(properties)).items():
         try:
             if "." in name:
                 options.add_session_config_entry(name, value)
@@ -205,4 +240,8 @@ def session_options(properties: Mapping[str, Any], *, optimised: bool = False) -
                 setattr(options, name, type(getattr(options, name))(value))
         except (AttributeError, TypeError, ValueError) as exc:
             raise UsageError(f"ONNX Runtime does not take the session option {name}={value!r}") from exc
+    if _process.threads is not None:
+        options.use_per_session_threads = False
+        # What is left to the runtime it does not warn of.
+        options.intra_op_num_threads = 0
     return options
