@@ -5,7 +5,8 @@
 Where other tenants take memory bandwidth for minutes, a process that runs later than another one measures
 them. Here all runtimes are loaded side by side, one computes at a time, and each figure is compared with
 those of the same turn. A turn is a block of decode steps, less than a second of each; every few turns they
-all begin a new text, whose prompt is the prefill. Memory bandwidth is measured between all blocks: a share
+all begin a new text, whose prompt is the prefill. Where its memory lies makes a process faster or slower for
+all its life, so each round loads all of them anew. Memory bandwidth is measured between all blocks: a share
 of the ceiling is taken from the better of the two measurements around it.
 
 The ceiling is bandwidth over the bytes that a token needs: those of the weights, and of the keys and values
@@ -25,7 +26,7 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,6 @@ from measuring import markdown_table, versions, write_record
 from peers import default_envs, peer_python
 
 DECODER = "the same, without a worker"
-
 
 # Of the keys and values in each runtime's cache.
 _CACHE_VALUE_BYTES = {"onnxruntime": 4, "decoder": 4, "genai": 4, "llama": 2, "openvino": 1}
@@ -124,10 +124,21 @@ class Measured:
     turns: list[Turn] = field(default_factory=list)
 
 
-def measure(loaded: Sequence[Running], args: argparse.Namespace) -> dict[str, Measured]:
+def measure(used: Sequence[Cell], args: argparse.Namespace) -> dict[str, Measured]:
+    """All rounds: new processes, the same turns."""
+    results = {cell.name: Measured() for cell in used}
+    for number in range(args.rounds):
+        with running(used, args) as loaded:
+            measure_turns(loaded, args, results)
+        print(f"round {number + 1} of {args.rounds}", file=sys.stderr)
+    return results
+
+
+def measure_turns(
+    loaded: Sequence[Running], args: argparse.Namespace, results: Mapping[str, Measured]
+) -> None:
     """Each turn asks every cell once; who begins changes from turn to turn."""
-    results = {one.cell.name: Measured() for one in loaded}
-    before = memory_bandwidth()
+    before = 0.0
     for number in range(args.turns):
         first, block = number % len(loaded), number % args.blocks
         order = (*loaded[first:], *loaded[:first])
@@ -143,8 +154,6 @@ def measure(loaded: Sequence[Running], args: argparse.Namespace) -> dict[str, Me
             needed = one.cell.weight_bytes + held * _CACHE_VALUE_BYTES[one.cell.kind] * args.cache_values
             results[one.cell.name].turns.append(Turn(rate, needed, max(before, after)))
             before = after
-        print(f"turn {number + 1} of {args.turns}", file=sys.stderr)
-    return results
 
 
 def report(used: Sequence[Cell], results: dict[str, Measured]) -> str:
@@ -190,13 +199,14 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--prompt-tokens", type=int, default=128)
     parser.add_argument("--steps", type=int, default=16, help="decode steps in a block")
     parser.add_argument("--blocks", type=int, default=6, help="blocks of each text")
-    parser.add_argument("--turns", type=int, default=36)
+    parser.add_argument("--turns", type=int, default=18, help="blocks of each process")
+    parser.add_argument("--rounds", type=int, default=3, help="fresh processes of each cell")
     parser.add_argument("--threads", type=int, default=psutil.cpu_count(logical=False) or 1)
     parser.add_argument("--envs", type=Path, default=default_envs(), help="folder of the peers' environments")
     parser.add_argument("--record", type=Path, help="write everything measured as JSON")
     args = parser.parse_args()
-    if args.steps < 1 or args.blocks < 1 or args.turns <= args.blocks:
-        parser.error("--steps and --blocks must be at least 1, and --turns more than --blocks")
+    if min(args.steps, args.blocks, args.rounds) < 1 or args.turns <= args.blocks:
+        parser.error("--steps, --blocks and --rounds must be at least 1, and --turns more than --blocks")
     config = Phi3Config.read(args.onnx)
     args.vocab_size = config.vocab_size
     args.cache_values = 2 * config.layers * config.kv_heads * config.head_size
@@ -209,8 +219,7 @@ def main() -> None:
     used = cells(args, Path())
     own = next(cell for cell in used if cell.name == AIPC_ONNX)
     used.append(Cell(DECODER, "decoder", own.model, own.python, own.weight_bytes, own.cache))
-    with running(used, args) as loaded:
-        results = measure(loaded, args)
+    results = measure(used, args)
     print(report(used, results))
     if args.record:
         content = {
