@@ -86,4 +86,6 @@ class GrammarEngine:
         with tempfile.TemporaryDirectory() as scratch:
             model = openvino.Model([ops.result(logits)], inputs, "scripted")
             openvino.save_model(model, Path(scratch) / "openvino_model.xml", compress_to_fp16=False)
-            return genai.LLMPipeline(scratch, self._tokenizer, "CPU", ATTENTION_BACKEND="SDPA")
+            # The folder goes and the pipeline stays: Windows removes no file that is mapped.
+            properties = {"ATTENTION_BACKEND": "SDPA", "ENABLE_MMAP": False}
+            return genai.LLMPipeline(scratch, self._tokenizer, "CPU", **properties)

@@ -7,7 +7,7 @@ _CHECK = "it is about a check that runs Windows programs on Linux"
 _BROWSER = "there is no browser for Windows"
 _PACKAGES = "PyPI's packages that it needs are not in windows-packages.txt"
 
-# Files of tests of which nothing would be run, and one that does not end cleanly yet.
+# Files of tests of which nothing would be run.
 FILES = {
     "test_dml_check": _CHECK,
     "test_npu_check": _CHECK,
@@ -18,7 +18,6 @@ FILES = {
     "test_monitor_linux": _LINUX,
     "test_page": _BROWSER,
     "test_page_demo": _BROWSER,
-    "test_json_grammar": "its fixture removes a folder of which a file is still mapped; 41 of its tests pass",
     "test_nncf": _PACKAGES,
     "test_transformers": _PACKAGES,
 }
