@@ -25,7 +25,7 @@ if os.name != "nt":
     import windows_python
     from pulse import Patience, Pulse
 
-    from windows import NotHereError
+    from windows import NotHereError, require_debian_packages
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +80,21 @@ def test_another_python_has_another_library(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(sys, "version_info", (3, 13, 0))
     with pytest.raises(NotHereError, match=r"Python 3\.11 is needed, and this is 3\.13"):
         windows_python.WindowsPython(tmp_path, source=tmp_path, models=tmp_path)
+
+
+def test_where_apt_fails_its_words_are_told_and_it_was_not_to_try_for_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    apt = tmp_path / "apt-get"
+    apt.write_text('#!/bin/sh\necho "$@" >> "$0.said"\necho no network >&2\nexit 100\n', encoding="utf-8")
+    apt.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    with pytest.raises(NotHereError, match=r"a-program is not installed, and apt-get update .*: no network$"):
+        require_debian_packages({"a-package": "a-program"})
+    said = (tmp_path / "apt-get.said").read_text(encoding="utf-8")
+    assert said.startswith("update ")
+    assert "http::Timeout=" in said
 
 
 def test_every_package_has_one_version_and_a_hash() -> None:

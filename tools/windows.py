@@ -28,6 +28,9 @@ COMPILER = "x86_64-w64-mingw32-gcc"
 Needs: TypeAlias = Mapping[str, str]
 WINE: Needs = {"wine64": "wine64", "gcc-mingw-w64-x86-64-win32": COMPILER}
 
+# Without a network it gives up after a while; it waits for another that installs something.
+_APT_OPTIONS = ("Acquire::Retries=1", "Acquire::http::Timeout=20", "DPkg::Lock::Timeout=120")
+
 # Which of the Windows wheels: the check needs no Python there, so one version is as good as another.
 _WHEELS_FOR = ("--platform", "win_amd64", "--python-version", "3.11", "--implementation", "cp")
 
@@ -193,8 +196,11 @@ def require_debian_packages(needs: Needs = WINE) -> None:
         raise NotHereError(f"{missing} is not installed; on Debian and Ubuntu: sudo {line}")
     say(f"{missing} is not installed: {line}")
     environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
+    options = [f"-o{option}" for option in _APT_OPTIONS]
     for command in (["apt-get", "update", "-qq"], [*line.split(), "-y", "-qq"]):
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [*command, *options], env=environment, capture_output=True, text=True, check=False
+        )
         if done.returncode != 0:
             raise NotHereError(
                 f"{missing} is not installed, and {' '.join(command)} failed: {done.stderr.strip()[-500:]}"
