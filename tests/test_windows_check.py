@@ -136,6 +136,27 @@ def test_a_file_that_is_missing_is_a_difference(check: ModuleType, tmp_path: Pat
     assert check._difference(one, other) == "!differ from those of Linux: aipc.json"
 
 
+@pytest.mark.parametrize(
+    ("code", "last", "passed"),
+    [
+        (0, "37 passed in 28.02s", True),
+        (0, "17 passed, 1 skipped, 1 deselected in 123.67s (0:02:03)", True),
+        (5, "1 skipped in 1.99s", True),
+        (5, "no tests ran in 0.01s", True),
+        (1, "1 failed, 3 passed in 1.00s", False),
+        (0, "..........", False),
+        # An access violation in a test, and one on the way out.
+        (5, "..........", False),
+        (5, "37 passed in 28.02s", False),
+        (None, "did nothing for 60 s", False),
+    ],
+)
+def test_a_file_has_passed_if_pytest_came_to_its_end(
+    check: ModuleType, code: int | None, last: str, passed: bool
+) -> None:
+    assert check._passed(code, last) == passed
+
+
 class HalfWine:
     """In Wine's place: this machine's own Python, and what it was asked to do."""
 
