@@ -209,8 +209,10 @@ def test_the_plugin_fuses_what_it_can(tmp_path: Path, shape: dict[str, Any]) -> 
     written = Written(tmp_path, shape, RECIPES["int4_sym_g64"])
     core = ov.Core()
     compiled = core.compile_model(core.read_model(written.folder / MODEL_FILE), "CPU")
-    nodes = compiled.get_runtime_model().get_ordered_ops()
-    kinds = [node.get_rt_info()["layerType"].astype(str) for node in nodes]
+    # No node is kept: Windows unloads the plugin with the last model, and with it what ends a node.
+    kinds = [
+        node.get_rt_info()["layerType"].astype(str) for node in compiled.get_runtime_model().get_ordered_ops()
+    ]
     layers = written.config.layers
     assert kinds.count("RMS") == 2 * layers + 1
     assert kinds.count("RoPE") == 2 * layers
