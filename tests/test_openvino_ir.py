@@ -209,7 +209,7 @@ def test_the_plugin_fuses_what_it_can(tmp_path: Path, shape: dict[str, Any]) -> 
     written = Written(tmp_path, shape, RECIPES["int4_sym_g64"])
     core = ov.Core()
     compiled = core.compile_model(core.read_model(written.folder / MODEL_FILE), "CPU")
-    # No node is kept: Windows unloads the plugin with the last model, and with it what ends a node.
+    # No node is kept: Windows unloads the plugin with the Core, and with it the code that frees a node.
     kinds = [
         node.get_rt_info()["layerType"].astype(str) for node in compiled.get_runtime_model().get_ordered_ops()
     ]
