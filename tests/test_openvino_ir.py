@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import tempfile
 from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
@@ -157,6 +161,30 @@ def test_links_that_are_not_allowed_become_copies(tmp_path: Path, monkeypatch: p
     with folder_with_factors(written.folder, long=True) as written.folder:
         assert not (written.folder / WEIGHTS_FILE).is_symlink()
         assert_same_logits(written.logits(text[:50], text[50:]), expected)
+
+
+def test_what_processes_that_are_gone_have_left_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = Written(tmp_path / "model", LONGROPE, RECIPES["fp16"])
+    temporary, elsewhere = tmp_path / "temporary", tmp_path / "elsewhere"
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    left = temporary / f"aipc-factors-{gone.pid}-abc"
+    kept = [
+        temporary / f"aipc-factors-{os.getpid()}-abc",
+        temporary / "aipc-factors-1e9-abc",
+        temporary / f"aipc-factors-{'9' * 30}-abc",
+        temporary / "aipc-another",
+        elsewhere,
+    ]
+    for folder in (left, *kept):
+        folder.mkdir(parents=True)
+        (folder / WEIGHTS_FILE).write_bytes(b"weights")
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    with folder_with_factors(written.folder, long=True):
+        assert not left.exists()
+    assert all((folder / WEIGHTS_FILE).is_file() for folder in kept)
 
 
 def test_sequences_of_a_batch_have_their_own_factors(tmp_path: Path) -> None:

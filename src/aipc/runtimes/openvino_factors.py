@@ -7,6 +7,7 @@ told. So there is one pipeline for each set; both read the same weights.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import tempfile
@@ -21,6 +22,7 @@ from aipc.runtimes.base import OPENVINO
 _SET = re.compile(
     r'(<layer [^>]*\bname="rope/(short|long)" type="Const"[^>]*>\s*<data [^>]*\boffset=")(\d+)(" size="\d+")'
 )
+_PREFIX = "aipc-factors-"
 _MAX_XML_BYTES = 256 * 2**20
 
 
@@ -36,10 +38,14 @@ def has_factors(folder: Path) -> bool:
 def folder_with_factors(folder: Path, *, long: bool) -> Iterator[Path]:
     """A folder to load the model from, computed with one set whatever its length; gone at the end.
 
+    On Windows its weights are still mapped then: what stays is removed when a later process makes one.
+
     raises   CheckpointError, StorageError
     """
     description = description_with_factors(folder, long=long)
-    with tempfile.TemporaryDirectory(prefix="aipc-", ignore_cleanup_errors=True) as name:
+    _remove_left()
+    prefix = f"{_PREFIX}{os.getpid()}-"
+    with tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True) as name:
         variant = Path(name)
         try:
             for path in folder.iterdir():
@@ -52,6 +58,16 @@ def folder_with_factors(folder: Path, *, long: bool) -> Iterator[Path]:
                 hint="make room there, or point TMPDIR or TEMP to another disk",
             ) from exc
         yield variant
+
+
+def _remove_left() -> None:
+    """Remove the folders of processes that are gone."""
+    import psutil
+
+    for left in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        number = left.name.removeprefix(_PREFIX).partition("-")[0]
+        if re.fullmatch("[0-9]{1,9}", number) and not psutil.pid_exists(int(number)):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def description_with_factors(folder: Path, *, long: bool) -> str:
