@@ -169,6 +169,7 @@ OWNERS = {
         "hardware/*",
         "doctor/model.py",
         "monitor/host.py",
+        "runtimes/openvino_factors.py",
         "serve/pool.py",
     ],
     "pynvml": ["monitor/nvidia.py"],
