@@ -14,6 +14,7 @@ import numpy as np
 
 from aipc.errors import UsageError
 from aipc.runtimes.cores import physical_cores
+from aipc.runtimes.mapped import let_go_of_files
 from aipc.runtimes.onnxruntime_parts import cut
 
 # The package reports to Microsoft unless it finds this before it is imported.
@@ -87,6 +88,9 @@ class Graph:
         if not self._sessions:
             options = session_options(properties, optimised=optimised)
             self._sessions = [open_graph(path, options)]
+        if not optimised:
+            # Packed, the weights are elsewhere, and of their scales nothing is read again.
+            let_go_of_files(path.parent)
         inputs = {node.name: node for session in self._sessions for node in session.get_inputs()}
         outputs = {node.name: node for session in self._sessions for node in session.get_outputs()}
         # What parts pass to each other is nobody else's.
