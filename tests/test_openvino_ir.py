@@ -163,7 +163,7 @@ def test_links_that_are_not_allowed_become_copies(tmp_path: Path, monkeypatch: p
         assert_same_logits(written.logits(text[:50], text[50:]), expected)
 
 
-def test_what_processes_that_are_gone_have_left_is_removed(
+def test_what_processes_that_are_long_gone_have_left_is_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written = Written(tmp_path / "model", LONGROPE, RECIPES["fp16"])
@@ -172,6 +172,7 @@ def test_what_processes_that_are_gone_have_left_is_removed(
     gone.wait()
     left = temporary / f"aipc-factors-{gone.pid}-abc"
     kept = [
+        temporary / f"aipc-factors-{gone.pid}-young",
         temporary / f"aipc-factors-{os.getpid()}-abc",
         temporary / "aipc-factors-1e9-abc",
         temporary / f"aipc-factors-{'9' * 30}-abc",
@@ -181,6 +182,8 @@ def test_what_processes_that_are_gone_have_left_is_removed(
     for folder in (left, *kept):
         folder.mkdir(parents=True)
         (folder / WEIGHTS_FILE).write_bytes(b"weights")
+        if folder != kept[0]:
+            os.utime(folder, (0, 0))
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     with folder_with_factors(written.folder, long=True):
         assert not left.exists()

@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,6 +24,8 @@ _SET = re.compile(
     r'(<layer [^>]*\bname="rope/(short|long)" type="Const"[^>]*>\s*<data [^>]*\boffset=")(\d+)(" size="\d+")'
 )
 _PREFIX = "aipc-factors-"
+# A pipeline is loaded in less: younger ones may be a process's that is not seen from here, as in a container.
+_STALE_S = 3600.0
 _MAX_XML_BYTES = 256 * 2**20
 
 
@@ -61,13 +64,15 @@ def folder_with_factors(folder: Path, *, long: bool) -> Iterator[Path]:
 
 
 def _remove_left() -> None:
-    """Remove the folders of processes that are gone."""
+    """Remove the folders of processes that are long gone."""
     import psutil
 
     for left in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
         number = left.name.removeprefix(_PREFIX).partition("-")[0]
         if re.fullmatch("[0-9]{1,9}", number) and not psutil.pid_exists(int(number)):
-            shutil.rmtree(left, ignore_errors=True)
+            with suppress(OSError):
+                if time.time() - left.stat().st_mtime > _STALE_S:
+                    shutil.rmtree(left, ignore_errors=True)
 
 
 def description_with_factors(folder: Path, *, long: bool) -> str:
