@@ -11,7 +11,7 @@ before the first, so that they lie in the page cache for all.
 - The first token ends the prefill; every later one is a decode step. Decode is the median step.
 - Start to first token is from the start of the process, imports and load included.
 - The ceiling is memory bandwidth, measured in the same run, over the bytes of weights that a token
-  needs. The KV cache's bytes are not in it, so the true ceiling is a little lower.
+  reads. The KV cache's bytes are not in it, so the true ceiling is a little lower.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Cell:
 
     kind           what decode_cell.py calls it
     python         of the environment that has the runtime
-    weight_bytes   that a token needs
+    weight_bytes   that a token reads
     cache          aipc's own, which holds the prepacked weights of that cell and of no other
     """
 
@@ -101,16 +101,23 @@ def prepare(folder: Path, cache: Path) -> None:
 
 
 def onnx_matrix_bytes(model: Path) -> int:
-    """Bytes of all tensors that a matrix product reads, so without the embedding and the RoPE tables."""
+    """Bytes that the matrix products read of their weights, so without the embedding and the RoPE tables.
+
+    Beside each scale of quantised weights ONNX Runtime's kernel for x64 keeps a sum, float32 as the scale is
+    (PackedQuantBDataStruct in its qnbitgemm.h).
+    """
     import onnx
     from onnx.external_data_helper import ExternalDataInfo
 
     graph = onnx.load(model, load_external_data=False).graph
-    read = {name for node in graph.node if node.op_type in _MATRIX_OPERATORS for name in node.input}
-    tensors = (tensor for tensor in graph.initializer if tensor.name in read)
+    nodes = [node for node in graph.node if node.op_type in _MATRIX_OPERATORS]
+    read = {name for node in nodes for name in node.input}
+    read_twice = {node.input[2] for node in nodes if node.op_type == "MatMulNBits"}
     return sum(
-        ExternalDataInfo(tensor).length if tensor.external_data else len(tensor.raw_data)
-        for tensor in tensors
+        (ExternalDataInfo(tensor).length if tensor.external_data else len(tensor.raw_data))
+        * (1 + (tensor.name in read_twice))
+        for tensor in graph.initializer
+        if tensor.name in read
     )
 
 

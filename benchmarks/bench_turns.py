@@ -9,8 +9,9 @@ all begin a new text, whose prompt is the prefill. Where its memory lies makes a
 all its life, so each round loads all of them anew. Memory bandwidth is measured between all blocks: a share
 of the ceiling is taken from the better of the two measurements around it.
 
-The ceiling is bandwidth over the bytes that a token needs: those of the weights, and of the keys and values
-of the text before it. Decode is the mean of a block's steps, as whoever reads the answer has it.
+The ceiling is bandwidth over the bytes that a token reads: those of the weights as the runtime packs them,
+and of the keys and values of the text before it. Decode is the mean of a block's steps, as whoever reads the
+answer has it. Turns are shown together, and in thirds by how fast memory was.
 
 Cells as in bench_decode.py, and what computes for aipc on ONNX Runtime in a process of its own, without
 aipc's worker around it.
@@ -21,6 +22,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import statistics
@@ -102,7 +104,7 @@ def running(used: Sequence[Cell], args: argparse.Namespace) -> Iterator[list[Run
 class Turn:
     """One block of one cell.
 
-    token_bytes   that each of its tokens needed
+    token_bytes   that each of its tokens read
     bandwidth     bytes a second, the better of the measurements before and after it
     """
 
@@ -156,28 +158,43 @@ def measure_turns(
             before = after
 
 
-def report(used: Sequence[Cell], results: dict[str, Measured]) -> str:
-    """Medians, with the quartiles of each ratio, as a Markdown table."""
-    names = [cell.name for cell in used]
-    yardstick = LLAMA if LLAMA in names else names[0]
+def report(results: Mapping[str, Measured]) -> str:
+    """Medians, with the quartiles of each ratio, as Markdown tables."""
+    yardstick = LLAMA if LLAMA in results else next(iter(results))
+    peer, of = results[yardstick], f"of {yardstick}"
     rows = []
-    for name in names:
-        own, other = results[name], results[yardstick]
-        decode = [turn.decode_tokens_per_s for turn in own.turns]
-        rows.append(
-            (
-                name,
-                f"{statistics.median(own.prefill_tokens_per_s):.1f}",
-                quartiles(ratios(own.prefill_tokens_per_s, other.prefill_tokens_per_s)),
-                f"{statistics.median(decode):.1f}",
-                quartiles(ratios(decode, [turn.decode_tokens_per_s for turn in other.turns])),
-                quartiles(
-                    [turn.decode_tokens_per_s * turn.token_bytes / turn.bandwidth for turn in own.turns]
-                ),
-            )
-        )
-    of = f"of {yardstick}"
-    return markdown_table(("", "prefill t/s", of, "decode t/s", of, "of ceiling"), rows)
+    for name, own in results.items():
+        prefill = own.prefill_tokens_per_s
+        both = (f"{statistics.median(prefill):.1f}", quartiles(ratios(prefill, peer.prefill_tokens_per_s)))
+        rows.append((name, *both, *decode_columns(own.turns, peer.turns)))
+    whole = markdown_table(("", "prefill t/s", of, "decode t/s", of, "of ceiling"), rows)
+    return f"{whole}\n\n{report_by_bandwidth(results, yardstick)}"
+
+
+def report_by_bandwidth(results: Mapping[str, Measured], yardstick: str) -> str:
+    """Decode in the third of the turns in which memory was slowest, in the next, and in the last."""
+    bandwidths = [
+        statistics.median(turn.bandwidth for turn in turns)
+        for turns in zip(*(measured.turns for measured in results.values()), strict=True)
+    ]
+    by_bandwidth = sorted(range(len(bandwidths)), key=bandwidths.__getitem__)
+    borders = [len(by_bandwidth) * share // 3 for share in range(4)]
+    rows = []
+    for third in itertools.starmap(slice, itertools.pairwise(borders)):
+        places = by_bandwidth[third]
+        limits = "–".join(f"{bandwidths[place] / 1e9:.0f}" for place in (places[0], places[-1]))
+        peer = [results[yardstick].turns[place] for place in places]
+        for name, own in results.items():
+            rows.append((limits, name, *decode_columns([own.turns[place] for place in places], peer)))
+    header = ("plain read GB/s", "", "decode t/s", f"of {yardstick}", "of ceiling")
+    return markdown_table(header, rows)
+
+
+def decode_columns(own: Sequence[Turn], peer: Sequence[Turn]) -> tuple[str, str, str]:
+    """Tokens a second, of the peer's in the same turns, of the ceiling."""
+    rates, peers = ([turn.decode_tokens_per_s for turn in turns] for turns in (own, peer))
+    shares = quartiles([turn.share for turn in own])
+    return f"{statistics.median(rates):.1f}", quartiles(ratios(rates, peers)), shares
 
 
 def ratios(own: Sequence[float], other: Sequence[float]) -> list[float]:
@@ -220,7 +237,7 @@ def main() -> None:
     own = next(cell for cell in used if cell.name == AIPC_ONNX)
     used.append(Cell(DECODER, "decoder", own.model, own.python, own.weight_bytes, own.cache))
     results = measure(used, args)
-    print(report(used, results))
+    print(report(results))
     if args.record:
         content = {
             "command": sys.argv,

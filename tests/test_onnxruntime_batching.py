@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +103,23 @@ def test_streams_that_come_and_go_are_those_alone(model: RandomModel, engine: Ba
     """Rows change places and grow, and more streams ask than there are rows."""
     lengths = [(3, 40), (300, 9), (64, 128), (1, 70), (150, 25), (20, 5), (500, 12), (7, 33), (90, 60)]
     come_and_go(model, engine, lengths)
+
+
+def test_pages_are_made_huge_only_while_nobody_waits(
+    model: RandomModel, engine: BatchEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = Request(1, ids(5), Sampling(max_new_tokens=8))
+    script, answered = Script(request), []
+
+    def make_huge() -> Iterator[int]:
+        for _ in range(3):
+            answered.append(len(script.ids.get(1, [])))
+            yield 2**21
+
+    monkeypatch.setattr(onnxruntime_batching, "make_huge", make_huge)
+    script.run(engine)
+    assert script.ids == {1: expected(model, request)}
+    assert answered == [0, 8, 8], "one before it is seen that somebody waits, the others at the end"
 
 
 def test_a_newcomer_waits_for_a_step_and_others_for_a_chunk(

@@ -24,6 +24,7 @@ from aipc.runtimes.onnxruntime_errors import failed, out_of_memory
 from aipc.runtimes.onnxruntime_graph import FAILURES, share_threads
 from aipc.runtimes.onnxruntime_options import Options
 from aipc.runtimes.onnxruntime_prepacked import exists, make, prepacked_graph
+from aipc.runtimes.pages import make_huge
 from aipc.runtimes.sampling import choose, scored
 from aipc.types import MAX_LOGPROBS
 
@@ -193,8 +194,12 @@ class BatchEngine:
 
     def run(self, inbox: Inbox, outbox: Outbox) -> None:
         """Answer requests until the inbox is closed."""
+        settling = make_huge()
         while not inbox.closed:
-            self._waiting += inbox.take(wait=not self._waiting and not any(row.stream for row in self._rows))
+            idle = not self._waiting and not any(row.stream for row in self._rows)
+            # Whoever comes meanwhile waits for one page.
+            unsettled = idle and next(settling, 0)
+            self._waiting += inbox.take(wait=idle and not unsettled)
             self._forget_withdrawn(inbox)
             self._admit(inbox, outbox)
             self._prefill(inbox, outbox)

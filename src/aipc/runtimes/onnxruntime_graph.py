@@ -14,8 +14,8 @@ import numpy as np
 
 from aipc.errors import UsageError
 from aipc.runtimes.cores import physical_cores
-from aipc.runtimes.mapped import let_go_of_files
 from aipc.runtimes.onnxruntime_parts import cut
+from aipc.runtimes.pages import let_go_of_files
 
 # The package reports to Microsoft unless it finds this before it is imported.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
