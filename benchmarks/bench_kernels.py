@@ -4,7 +4,8 @@
 
 Each row is a sequence that holds --held tokens and is given one more, as the server's streams are; the last
 line gives one row --prompt tokens. The runtime's own profile says which operators take how long. What a row
-adds to the matrix products, once their weights are in the cache, bounds what several clients can have.
+adds to the matrix products, once their weights are in the cache, bounds what several clients can have. How
+fast the products read their weights stands beside what a plain read gets of memory at that time.
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ from typing import Any
 
 import numpy as np
 
+from aipc.bench.machine import memory_bandwidth
 from aipc.runtimes import onnxruntime_graph
 from aipc.runtimes.onnxruntime_decoder import Decoder
+from bench_decode import onnx_matrix_bytes
 from measuring import markdown_table, versions, write_record
 
 _MATRICES, _ATTENTION = "MatMulNBits", "GroupQueryAttention"
@@ -39,7 +42,9 @@ def measured(folder: Path, rows: int, new: int, held: int, steps: int) -> dict[s
         prefix = str(Path(scratch) / "profile")
         decoder = Decoder(folder, {"enable_profiling": True, "profile_file_prefix": prefix}, None)
         decoder.cache.resize(rows, held + new, [])
+        before = memory_bandwidth()
         times_ms = [_step_ms(decoder, rows, new, held) for _ in range(_WARM_UP + steps)]
+        bandwidth = max(before, memory_bandwidth())
         # The runtime writes its profile when the sessions go.
         del decoder
         gc.collect()
@@ -50,6 +55,8 @@ def measured(folder: Path, rows: int, new: int, held: int, steps: int) -> dict[s
         "new_tokens": new,
         "steps_ms": times_ms[_WARM_UP:],
         "operators_ms": dict(operators),
+        "weight_bytes": onnx_matrix_bytes(folder / "model.onnx"),
+        "bandwidth": bandwidth,
     }
 
 
@@ -71,15 +78,17 @@ def _operators_ms(events: Sequence[dict[str, Any]], steps: int) -> Counter[str]:
 
 
 def report(cells: Sequence[dict[str, Any]]) -> str:
-    """Milliseconds of a step and of a token in it, as Markdown."""
+    """Milliseconds of a step and of a token in it, and what they read of memory, as Markdown."""
     lines = []
     for cell in cells:
         tokens = cell["rows"] * cell["new_tokens"]
         step, operators = statistics.median(cell["steps_ms"]), cell["operators_ms"]
         matrices, attention = operators.get(_MATRICES, 0.0), operators.get(_ATTENTION, 0.0)
         rest = sum(operators.values()) - matrices - attention
-        times = (step, matrices, attention, rest, step / tokens)
-        lines.append((cell["rows"], cell["new_tokens"], *(f"{value:.1f}" for value in times)))
+        values = [step, matrices, attention, rest, step / tokens]
+        # Bytes in a millisecond are a millionth of GB in a second.
+        values += [cell["weight_bytes"] / matrices / 1e6, cell["bandwidth"] / 1e9]
+        lines.append((cell["rows"], cell["new_tokens"], *(f"{value:.1f}" for value in values)))
     header = (
         "rows",
         "tokens each",
@@ -88,6 +97,8 @@ def report(cells: Sequence[dict[str, Any]]) -> str:
         "attention",
         "other operators",
         "ms a token",
+        "weights GB/s",
+        "plain read GB/s",
     )
     return markdown_table(header, lines)
 
