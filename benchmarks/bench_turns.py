@@ -126,9 +126,22 @@ class Measured:
     turns: list[Turn] = field(default_factory=list)
 
 
-def measure(used: Sequence[Cell], args: argparse.Namespace) -> dict[str, Measured]:
-    """All rounds: new processes, the same turns."""
+def measured_before(used: Sequence[Cell], records: Sequence[Path]) -> dict[str, Measured]:
+    """What earlier runs recorded of the same cells, one after the other."""
     results = {cell.name: Measured() for cell in used}
+    for path in records:
+        cells_before = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        if cells_before.keys() != results.keys():
+            raise SystemExit(f"{path} is of {', '.join(cells_before)}; this run is of {', '.join(results)}")
+        for name, found in cells_before.items():
+            results[name].prefill_tokens_per_s.extend(found["prefill_tokens_per_s"])
+            results[name].turns.extend(Turn(**turn) for turn in found["turns"])
+    return results
+
+
+def measure(used: Sequence[Cell], args: argparse.Namespace) -> dict[str, Measured]:
+    """All rounds: new processes, the same turns; behind what was measured before."""
+    results = measured_before(used, args.counting)
     for number in range(args.rounds):
         with running(used, args) as loaded:
             measure_turns(loaded, args, results)
@@ -220,6 +233,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3, help="fresh processes of each cell")
     parser.add_argument("--threads", type=int, default=psutil.cpu_count(logical=False) or 1)
     parser.add_argument("--envs", type=Path, default=default_envs(), help="folder of the peers' environments")
+    parser.add_argument("--counting", type=Path, nargs="+", default=[], help="what --record wrote before")
     parser.add_argument("--record", type=Path, help="write everything measured as JSON")
     args = parser.parse_args()
     if min(args.steps, args.blocks, args.rounds) < 1 or args.turns <= args.blocks:
