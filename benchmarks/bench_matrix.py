@@ -32,7 +32,7 @@ _INT8, _FLOAT32 = 4, 1
 _CASES = ((_INT8, 128), (_INT8, 32), (_INT8, 256), (_FLOAT32, 128))
 _NAMES = {_INT8: "int8", _FLOAT32: "float32"}
 
-# So many times what the last cache of a processor with few cores holds.
+# Of all matrices together: more than the caches of any processor hold.
 _MEMORY_BYTES = 2**29
 
 
@@ -85,10 +85,7 @@ def model(accuracy_level: int, group: int, inputs: int, outputs: int, count: int
         codes = random.integers(0, 256, (outputs, groups, group // 2), dtype=np.uint8)
         scales = np.full(outputs * groups, 1e-3, np.float32)
         names = [f"codes{number}", f"scales{number}"]
-        weights += [
-            onnx.numpy_helper.from_array(values, name)
-            for values, name in zip((codes, scales), names, strict=True)
-        ]
+        weights += map(onnx.numpy_helper.from_array, (codes, scales), names)
         nodes.append(
             onnx.helper.make_node(
                 "MatMulNBits",
@@ -121,14 +118,10 @@ def main() -> None:
     if args.inputs < 256 or args.inputs % 256 or min(args.outputs, args.runs) < 1:
         parser.error("--inputs must be a multiple of 256, --outputs and --runs at least 1")
     cells = [measured(*case, args.inputs, args.outputs, args.runs) for case in _CASES]
-    rows = [
-        (
-            one.arithmetic,
-            one.group,
-            *(f"{rate / 1e9:.0f}" for rate in (one.cached, one.streamed, one.bandwidth)),
-        )
-        for one in cells
-    ]
+    rows = []
+    for one in cells:
+        rates = (one.cached, one.streamed, one.bandwidth)
+        rows.append((one.arithmetic, one.group, *(f"{rate / 1e9:.0f}" for rate in rates)))
     print(markdown_table(("arithmetic", "group", "cached GB/s", "from memory GB/s", "plain read GB/s"), rows))
     if args.record:
         content = {

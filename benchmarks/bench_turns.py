@@ -238,6 +238,8 @@ def parse() -> argparse.Namespace:
     args = parser.parse_args()
     if min(args.steps, args.blocks, args.rounds) < 1 or args.turns <= args.blocks:
         parser.error("--steps, --blocks and --rounds must be at least 1, and --turns more than --blocks")
+    if args.turns * args.rounds < 6:
+        parser.error("--turns times --rounds must be at least 6: two in each third")
     config = Phi3Config.read(args.onnx)
     args.vocab_size = config.vocab_size
     args.cache_values = 2 * config.layers * config.kv_heads * config.head_size

@@ -194,12 +194,12 @@ class BatchEngine:
 
     def run(self, inbox: Inbox, outbox: Outbox) -> None:
         """Answer requests until the inbox is closed."""
-        settling = make_huge()
+        pages = make_huge()
         while not inbox.closed:
             idle = not self._waiting and not any(row.stream for row in self._rows)
-            # Whoever comes meanwhile waits for one page.
-            unsettled = idle and next(settling, 0)
-            self._waiting += inbox.take(wait=idle and not unsettled)
+            # Whoever comes meanwhile waits for this one page.
+            more_pages = idle and next(pages, 0) > 0
+            self._waiting += inbox.take(wait=idle and not more_pages)
             self._forget_withdrawn(inbox)
             self._admit(inbox, outbox)
             self._prefill(inbox, outbox)
