@@ -167,8 +167,8 @@ def test_an_empty_conversation_is_refused(texts: dict[str, Text]) -> None:
         texts["gpt"].encode_chat([])
 
 
-def render(source: str, messages: list[Message] | None = None) -> str:
-    return ChatTemplate(source, "f.jinja", {"eos_token": "</s>"}, seconds=0.2).render(messages or user("hi"))
+def render(source: str, **limit: float) -> str:
+    return ChatTemplate(source, "f.jinja", {"eos_token": "</s>"}, **limit).render(user("hi"))
 
 
 @pytest.mark.parametrize(
@@ -204,11 +204,11 @@ def test_the_time_is_written() -> None:
 
 def test_waiting_for_a_processor_is_no_fault_of_the_template(monkeypatch: pytest.MonkeyPatch) -> None:
     def held_up(words: str) -> str:
-        threading.Event().wait(0.3)
+        threading.Event().wait(1.2)
         return words
 
     monkeypatch.setattr(sandbox, "_strftime_now", held_up)
-    assert render("{{ strftime_now('late') }}{{ 1 + 1 }}") == "late2"
+    assert render("{{ strftime_now('late') }}{{ 1 + 1 }}", seconds=1) == "late2"
 
 
 def test_a_refusal_of_the_template_is_the_callers_error() -> None:
@@ -268,7 +268,7 @@ HOSTILE = {
 @pytest.mark.parametrize("source", HOSTILE.values(), ids=HOSTILE.keys())
 def test_a_hostile_or_broken_template_is_a_damaged_file(source: str) -> None:
     with pytest.raises(CheckpointError, match=r"^f\.jinja: "):
-        render(source)
+        render(source, seconds=0.2)
 
 
 def test_a_long_conversation_has_room() -> None:
