@@ -6,8 +6,10 @@ Where other tenants take memory bandwidth for minutes, a process that runs later
 them. Here all runtimes are loaded side by side, one computes at a time, and each figure is compared with
 those of the same turn. A turn is a block of decode steps, less than a second of each; every few turns they
 all begin a new text, whose prompt is the prefill. Where its memory lies makes a process faster or slower for
-all its life, so each round loads all of them anew. Memory bandwidth is measured between all blocks: a share
-of the ceiling is taken from the better of the two measurements around it.
+all its life, so each round loads all of them anew. With --alone only one is loaded at a time, as whoever
+uses it has it, and its turns are half a minute from the next one's. Memory bandwidth is measured between all
+blocks: a share of the ceiling is of the mean of the two measurements around it, since the better one would
+be another moment's.
 
 The ceiling is bandwidth over the bytes that a token reads: those of the weights as the runtime packs them,
 and of the keys and values of the text before it. Decode is the mean of a block's steps, as whoever reads the
@@ -28,6 +30,7 @@ import os
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,6 +48,9 @@ DECODER = "the same, without a worker"
 
 # Of the keys and values in each runtime's cache.
 _CACHE_VALUE_BYTES = {"onnxruntime": 4, "decoder": 4, "genai": 4, "llama": 2, "openvino": 1}
+
+# A process rests that takes less than this share of a core from one look to the next.
+_RESTS_BELOW, _LOOK_S = 0.05, 0.5
 
 
 class Running:
@@ -75,8 +81,21 @@ class Running:
         self._process.stdin.flush()
         return self._answer()
 
+    def rest(self) -> None:
+        """Wait until it computes nothing: aipc goes on with its pages for seconds."""
+        before = -1.0
+        while (now := self._processor_s()) - before > _RESTS_BELOW * _LOOK_S:
+            before = now
+            time.sleep(_LOOK_S)
+
     def close(self) -> None:
         self._process.communicate()
+
+    def _processor_s(self) -> float:
+        """What it and its children have used."""
+        process = psutil.Process(self._process.pid)
+        times = [one.cpu_times() for one in (process, *process.children(recursive=True))]
+        return sum(one.user + one.system for one in times)
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
@@ -89,7 +108,7 @@ class Running:
 
 @contextlib.contextmanager
 def running(used: Sequence[Cell], args: argparse.Namespace) -> Iterator[list[Running]]:
-    """All cells, loaded one after the other, and warm."""
+    """Some cells, loaded one after the other, warm, and at rest."""
     with contextlib.ExitStack() as stack:
         loaded = []
         for cell in used:
@@ -97,6 +116,7 @@ def running(used: Sequence[Cell], args: argparse.Namespace) -> Iterator[list[Run
             loaded.append(Running(cell, args))
             stack.callback(loaded[-1].close)
             loaded[-1].ask("prompt")
+            loaded[-1].rest()
         yield loaded
 
 
@@ -105,7 +125,7 @@ class Turn:
     """One block of one cell.
 
     token_bytes   that each of its tokens read
-    bandwidth     bytes a second, the better of the measurements before and after it
+    bandwidth     bytes a second, the mean of the measurements before and after it
     """
 
     decode_tokens_per_s: float
@@ -142,9 +162,11 @@ def measured_before(used: Sequence[Cell], records: Sequence[Path]) -> dict[str, 
 def measure(used: Sequence[Cell], args: argparse.Namespace) -> dict[str, Measured]:
     """All rounds: new processes, the same turns; behind what was measured before."""
     results = measured_before(used, args.counting)
+    together = [[cell] for cell in used] if args.alone else [used]
     for number in range(args.rounds):
-        with running(used, args) as loaded:
-            measure_turns(loaded, args, results)
+        for some in together:
+            with running(some, args) as loaded:
+                measure_turns(loaded, args, results)
         print(f"round {number + 1} of {args.rounds}", file=sys.stderr)
     return results
 
@@ -167,7 +189,7 @@ def measure_turns(
             rate = 1 / statistics.mean(one.ask("block")["steps_s"])
             after = memory_bandwidth()
             needed = one.cell.weight_bytes + held * _CACHE_VALUE_BYTES[one.cell.kind] * args.cache_values
-            results[one.cell.name].turns.append(Turn(rate, needed, max(before, after)))
+            results[one.cell.name].turns.append(Turn(rate, needed, (before + after) / 2))
             before = after
 
 
@@ -231,13 +253,16 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--blocks", type=int, default=6, help="blocks of each text")
     parser.add_argument("--turns", type=int, default=18, help="blocks of each process")
     parser.add_argument("--rounds", type=int, default=3, help="fresh processes of each cell")
+    parser.add_argument("--alone", action="store_true", help="load one cell at a time")
     parser.add_argument("--threads", type=int, default=psutil.cpu_count(logical=False) or 1)
     parser.add_argument("--envs", type=Path, default=default_envs(), help="folder of the peers' environments")
     parser.add_argument("--counting", type=Path, nargs="+", default=[], help="what --record wrote before")
     parser.add_argument("--record", type=Path, help="write everything measured as JSON")
     args = parser.parse_args()
-    if min(args.steps, args.blocks, args.rounds) < 1 or args.turns <= args.blocks:
-        parser.error("--steps, --blocks and --rounds must be at least 1, and --turns more than --blocks")
+    if min(args.steps, args.blocks, args.rounds) < 1 or args.turns * args.rounds <= args.blocks:
+        parser.error(
+            "--steps, --blocks and --rounds must be 1 or more, --turns times --rounds more than --blocks"
+        )
     if args.turns * args.rounds < 6:
         parser.error("--turns times --rounds must be at least 6: two in each third")
     config = Phi3Config.read(args.onnx)

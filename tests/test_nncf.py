@@ -22,7 +22,7 @@ pytestmark = pytest.mark.nncf
 SCHEMES = (
     INT8_SYM,
     INT8_ASYM,
-    *(Scheme(4, symmetric, size) for size in (128, 64, 32, -1) for symmetric in (True, False)),
+    *(Scheme(4, symmetric, size) for size in (256, 128, 64, 32, -1) for symmetric in (True, False)),
 )
 CONFIG = Phi3Config(
     hidden_size=128,

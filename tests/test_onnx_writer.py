@@ -144,6 +144,24 @@ def test_every_scheme_computes_what_its_codes_say(tmp_path: Path, words: dict[st
     assert_same_logits(written.logits(PROMPT), expected, FLOAT32)
 
 
+@pytest.mark.parametrize(
+    ("target", "block", "bound"), [("cpu", 256, INT8), ("cuda", 128, FLOAT16), ("dml", 128, FLOAT16)]
+)
+@pytest.mark.parametrize("group_size", [256, -1])
+def test_long_groups_are_cut_into_the_longest_blocks_of_the_target(
+    tmp_path: Path, group_size: int, target: str, block: int, bound: float
+) -> None:
+    shape = TINY | {"hidden_size": 256, "intermediate_size": 512}
+    written = Written(tmp_path, shape, {"group_size": group_size}, target)
+    products = [node for node in written.model.graph.node if node.op_type == "MatMulNBits"]
+    assert {onnx.helper.get_node_attr_value(node, "block_size") for node in products} == {block}
+    expected = written.reference().logits(PROMPT)
+    assert_same_logits(written.logits(PROMPT), expected, bound)
+    if target == "cpu":
+        written.exact()
+        assert_same_logits(written.logits(PROMPT), expected, FLOAT32)
+
+
 @pytest.mark.parametrize("words", TWO_RECIPES.values(), ids=TWO_RECIPES.keys())
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
 def test_every_shape_in_one_piece_and_through_the_cache(

@@ -392,12 +392,19 @@ def test_the_npu_refuses_a_scheme_before_it_compiles(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "recipe",
-    [{"group_size": -1}, {"group_size": 64}, {"group_size": 64, "sym": False}],
-    ids=["channel-wise", "groups of 64", "asymmetric"],
+    ("shape", "recipe"),
+    [
+        (GQA, {"group_size": -1}),
+        (GQA, {"group_size": 64}),
+        (GQA, {"group_size": 64, "sym": False}),
+        (GQA | {"hidden_size": 256, "intermediate_size": 512}, {"group_size": 256}),
+    ],
+    ids=["channel-wise", "groups of 64", "asymmetric", "groups of 256"],
 )
-def test_the_npu_pipeline_gives_the_cpus_tokens_for_int4(tmp_path: Path, recipe: dict[str, Any]) -> None:
-    model = RandomModel("openvino", tmp_path, GQA, weight_format="int4", **recipe)
+def test_the_npu_pipeline_gives_the_cpus_tokens_for_int4(
+    tmp_path: Path, shape: dict[str, Any], recipe: dict[str, Any]
+) -> None:
+    model = RandomModel("openvino", tmp_path, shape, weight_format="int4", **recipe)
     answers = []
     for device, properties in (("CPU", {}), ("NPU", NPU_ON_CPU | {"INFERENCE_PRECISION_HINT": "f32"})):
         session = model.open(device, exact=device == "CPU", properties=properties)

@@ -24,7 +24,7 @@ from aipc.errors import CheckpointError, SchemeError
 INTEGER_SCHEMES = (
     INT8_SYM,
     INT8_ASYM,
-    *(Scheme(4, symmetric, size) for symmetric in (True, False) for size in (32, 64, 128, -1)),
+    *(Scheme(4, symmetric, size) for symmetric in (True, False) for size in (32, 64, 128, 256, -1)),
 )
 EPS = np.float32(2**-23)
 
@@ -162,7 +162,7 @@ def test_without_a_scheme_a_weight_is_kept() -> None:
 @pytest.mark.parametrize("scheme", [*INTEGER_SCHEMES, FP16], ids=lambda scheme: scheme.name)
 @pytest.mark.parametrize("rows", [1, 5, 8])
 def test_sizes_are_known_beforehand(scheme: Scheme, rows: int) -> None:
-    weight = np.ones((rows, 128), dtype=np.float32)
+    weight = np.ones((rows, 256), dtype=np.float32)
     packed = quantize(weight, scheme)
 
     def stored(part: np.ndarray | None, *, nibbles: bool) -> int:
@@ -211,7 +211,7 @@ def test_row_errors_are_those_of_unrounded_scales() -> None:
         ((3,), "3 bits"),
         ((16, False), "float16"),
         ((8, True, 128), "8-bit weights cannot have a group size of 128"),
-        ((4, True, 100), "possible: 128, 64, 32, -1"),
+        ((4, True, 100), "possible: 256, 128, 64, 32, -1"),
         ((4, True, 0), "group size of 0"),
     ],
 )

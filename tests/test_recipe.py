@@ -64,7 +64,7 @@ def test_one_scheme_for_all_matrices(weight_format: str, sym: bool, expected: Sc
     assert set.union(*found.values()) == {expected}
 
 
-@pytest.mark.parametrize("group_size", [32, 64, 128, -1])
+@pytest.mark.parametrize("group_size", [32, 64, 128, 256, -1])
 @pytest.mark.parametrize("sym", [True, False])
 def test_the_group_size_asked_for_is_taken(group_size: int, sym: bool) -> None:
     recipe = make_recipe(CONFIG, group_size=group_size, sym=sym)
@@ -119,7 +119,7 @@ def test_a_group_size_asked_for_exactly_is_refused_where_it_does_not_fit() -> No
 
 
 def test_a_group_size_that_does_not_exist() -> None:
-    with pytest.raises(SchemeError, match="128, 64, 32, -1"):
+    with pytest.raises(SchemeError, match="256, 128, 64, 32, -1"):
         make_recipe(CONFIG, group_size=100)
 
 

@@ -13,7 +13,7 @@ from aipc.conversion.scale_search import quantize_least_squares
 from aipc.errors import CheckpointError, SchemeError
 from test_quantize import awkward_rows
 
-SCHEMES = [Scheme(4, symmetric, size) for symmetric in (True, False) for size in (128, 64, 32, -1)]
+SCHEMES = [Scheme(4, symmetric, size) for symmetric in (True, False) for size in (256, 128, 64, 32, -1)]
 by_name = pytest.mark.parametrize("scheme", SCHEMES, ids=lambda scheme: scheme.name)
 
 

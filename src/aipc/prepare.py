@@ -165,7 +165,7 @@ def convert(  # noqa: PLR0917 - the names and their order are optimum-cli's
     out           a folder that does not exist, or is empty
     to            "openvino", "onnx", or both ("openvino,onnx"): then as two folders in `out`, from one pass
     weight_format "fp16", "int8" or "int4"
-    group_size    of int4: 32, 64, 128 or -1 (channel-wise); None for 128, or the largest that fits
+    group_size    of int4: 32, 64, 128, 256 or -1 (channel-wise); None for 128, or the largest that fits
     sym           without zero points
     ratio         of int4: the share of the weights that become int4; the most sensitive rest is int8
     progress      called often, from this thread

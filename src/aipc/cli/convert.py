@@ -46,7 +46,8 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--group-size",
         type=int,
         metavar="N",
-        help="int4 weights per scale: 32, 64, 128, or -1 for a row (default: 128, or the largest that fits)",
+        help="int4 weights that share a scale: 32, 64, 128, 256, or -1 for a row "
+        "(default: 128, or the largest below that fits)",
     )
     signs = group.add_mutually_exclusive_group()
     signs.add_argument(

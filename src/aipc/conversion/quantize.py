@@ -20,7 +20,7 @@ import numpy as np
 
 from aipc.errors import CheckpointError, SchemeError
 
-GROUP_SIZES = (128, 64, 32)
+GROUP_SIZES = (256, 128, 64, 32)
 CHANNEL_WISE = -1
 
 # The smallest scale: it keeps a group of zeros from dividing by zero, and float16 holds it exactly.

@@ -22,7 +22,7 @@ from aipc.errors import SchemeError, UsageError
 from aipc.phi3 import Phi3Config, Role, WeightSpec
 
 WEIGHT_FORMATS = ("int4", "int8", "fp16")
-DEFAULT_GROUP_SIZE = GROUP_SIZES[0]
+DEFAULT_GROUP_SIZE = 128
 QUANT_METHODS = ("rtn", "mse", "gptq-random", "gptq")
 # They choose the codes by what the model computes with them.
 CALIBRATED_METHODS = ("gptq-random", "gptq")
@@ -97,7 +97,7 @@ def make_recipe(
 
     weight_format   "fp16": all matrices float16. "int8": all 8 bits, a scale per row. "int4":
                     embedding and head int8 asymmetric, the other matrices 4 bits
-    group_size      32, 64, 128 or -1 (a scale per row), taken exactly; None is 128, or less where
+    group_size      32, 64, 128, 256 or -1 (a scale per row), taken exactly; None is 128, or less where
                     128 does not divide a matrix, said in the notes
     ratio           share of the 4-bit matrices' numbers that becomes 4 bits; the others become int8
                     asymmetric, those that lose most by 8 bits first into 4, as NNCF's data-free
