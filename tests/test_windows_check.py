@@ -157,6 +157,23 @@ def test_a_file_has_passed_if_pytest_came_to_its_end(
     assert check._passed(code, last) == passed
 
 
+@pytest.mark.parametrize(("errors", "runs"), [(0, 1), (1, 2), (2, 2)])
+def test_what_met_an_error_of_wines_own_runs_once_more(check: ModuleType, errors: int, runs: int) -> None:
+    broken = windows_python.Ran(1, "E  OSError: [WinError 1359] Internal error\n1 error in 1.00s", "")
+    ran = [broken] * errors + [windows_python.Ran(0, "23 passed in 1.00s", "")]
+
+    class Python:
+        asked = 0
+
+        def run(self, words: Sequence[str], limit_s: float) -> windows_python.Ran:
+            self.asked += 1
+            return ran[self.asked - 1]
+
+    python = Python()
+    assert check._run(python, ["-m", "pytest"], 60.0) == ran[runs - 1]
+    assert python.asked == runs
+
+
 class HalfWine:
     """In Wine's place: this machine's own Python, and what it was asked to do."""
 

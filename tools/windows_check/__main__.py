@@ -7,7 +7,7 @@ runtimes a question, and runs tests of aipc, each file by itself. As root of a D
 compiler first. The exit code is 77 where this machine cannot run it.
 
 A program that does nothing for a minute is ended: a failure, unless Wine had not come to its first line; then
-it is started anew, and the check says so.
+it is started anew, and the check says so. So it is, once, where Wine names an internal error of its own.
 
 Wine is not Windows: what passes here has passed on Python's and the packages' own Windows code and on Wine's
 idea of the system below them.
@@ -36,6 +36,8 @@ CANNOT_RUN = 77
 # Of one program. One that is stuck is ended much earlier; another may wait for a processor that others use.
 _LIMIT_S = 1800
 QUESTION = "Can you introduce yourself?"
+# ERROR_INTERNAL_ERROR, seen once, of CreateProcess.
+_WINES_OWN_ERROR = "[WinError 1359]"
 # The last line of pytest where nothing failed.
 _SUMMARY = re.compile(r"(no tests ran|\d+ (passed|skipped|deselected)\b.*) in [\d.]+s.*")
 
@@ -121,6 +123,9 @@ def _run(python: WindowsPython, words: Sequence[str], limit_s: float) -> Ran:
     ran = python.run(words, limit_s)
     if ran.anew:
         say(f"Wine did not begin a program and was started anew {ran.anew} times: {' '.join(words)}")
+    if _WINES_OWN_ERROR in ran.stdout + ran.stderr:
+        say(f"Wine had an internal error of its own, so once more: {' '.join(words)}")
+        ran = python.run(words, limit_s)
     return ran
 
 
