@@ -146,11 +146,15 @@ class Measured:
     turns: list[Turn] = field(default_factory=list)
 
 
-def measured_before(used: Sequence[Cell], records: Sequence[Path]) -> dict[str, Measured]:
+def measured_before(used: Sequence[Cell], records: Sequence[Path], *, alone: bool) -> dict[str, Measured]:
     """What earlier runs recorded of the same cells, one after the other."""
     results = {cell.name: Measured() for cell in used}
     for path in records:
-        cells_before = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        record = json.loads(path.read_text(encoding="utf-8"))
+        # One from before this was written down has another bandwidth, too: the better of the two around it.
+        if record.get("alone") is not alone:
+            raise SystemExit(f"{path} was measured in another way: without --alone, or with it, or before")
+        cells_before = record["cells"]
         if cells_before.keys() != results.keys():
             raise SystemExit(f"{path} is of {', '.join(cells_before)}; this run is of {', '.join(results)}")
         for name, found in cells_before.items():
@@ -161,7 +165,7 @@ def measured_before(used: Sequence[Cell], records: Sequence[Path]) -> dict[str, 
 
 def measure(used: Sequence[Cell], args: argparse.Namespace) -> dict[str, Measured]:
     """All rounds: new processes, the same turns; behind what was measured before."""
-    results = measured_before(used, args.counting)
+    results = measured_before(used, args.counting, alone=args.alone)
     together = [[cell] for cell in used] if args.alone else [used]
     for number in range(args.rounds):
         for some in together:
@@ -284,6 +288,7 @@ def main() -> None:
             "command": sys.argv,
             "versions": {"aipc": versions(sys.executable, PACKAGES)},
             "llama": llama_description(peer_python("llama", args.envs)) if args.gguf else None,
+            "alone": args.alone,
             "weight_bytes": {cell.name: cell.weight_bytes for cell in used},
             "cells": {name: dataclasses.asdict(measured) for name, measured in results.items()},
         }

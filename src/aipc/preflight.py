@@ -191,7 +191,7 @@ def _misfit(item: Constant) -> str:
         return f"int8 in groups of {last}; possible is int8 with one scale a row"
     # The pipeline unpacks 64 weights at a time.
     if grouped and item.element_type in _INT4 and last % 64:
-        return f"int4 in groups of {last}; possible are groups of 64 and {_GROUP}, and channel-wise"
+        return f"int4 in groups of {last}; possible are groups of 64, {_GROUP} and 256, and channel-wise"
     if item.element_type in _INT4 | _INT8 and last % 64:
         return f"{last} wide; possible are multiples of 64"
     return ""

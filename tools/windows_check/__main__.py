@@ -7,7 +7,8 @@ runtimes a question, and runs tests of aipc, each file by itself. As root of a D
 compiler first. The exit code is 77 where this machine cannot run it.
 
 A program that does nothing for a minute is ended: a failure, unless Wine had not come to its first line; then
-it is started anew, and the check says so. So it is, once, where Wine names an internal error of its own.
+it is started anew, and the check says so. One that failed where Wine names an internal error of its own runs
+once more, and the check says that, too.
 
 Wine is not Windows: what passes here has passed on Python's and the packages' own Windows code and on Wine's
 idea of the system below them.
@@ -123,7 +124,7 @@ def _run(python: WindowsPython, words: Sequence[str], limit_s: float) -> Ran:
     ran = python.run(words, limit_s)
     if ran.anew:
         say(f"Wine did not begin a program and was started anew {ran.anew} times: {' '.join(words)}")
-    if _WINES_OWN_ERROR in ran.stdout + ran.stderr:
+    if ran.code != 0 and _WINES_OWN_ERROR in ran.stdout + ran.stderr:
         say(f"Wine had an internal error of its own, so once more: {' '.join(words)}")
         ran = python.run(words, limit_s)
     return ran
